@@ -1,0 +1,128 @@
+"""A run folder: what each stage reads and writes, and how it is started once.
+
+    runs/NAME/
+      data/         products, queries, judgements, pairs, tokenizer, statistics.json
+      relevance/    M1 as a Hugging Face folder in model/
+      warmup-*/     language models of the shop's text, teacher and student
+      sft-*/        fine-tuned on query pairs, teacher and student
+      distill*/     the student after distillation
+      online/       the student after online DPO
+      evaluation/   rewrites and per-query numbers
+      summary.json  figures/  report.html
+
+Every stage folder holds `config.json`, and `done` once it is finished; training
+stages hold `model/`, `checkpoints/`, `metrics.jsonl` and `tensorboard/` too.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+from rich.console import Console
+
+Config = TypeVar("Config")
+
+
+def launch(
+    main: Callable[[Config], None], presets: Mapping[str, Config], doc: str | None
+) -> None:
+    """The command line of a stage: `PRESET [--overrides]`, errors as one message.
+
+    Exits with 2 on an error in what was given, and with 130 after ctrl-C.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    described = {name: (f"The {name} preset.", c) for name, c in presets.items()}
+    config = tyro.extras.overridable_config_cli(described, description=doc)
+    try:
+        main(config)
+    except KeyboardInterrupt as stop:
+        print(
+            f"\nInterrupted. {stop} Run the same command again to go on.",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        if "JAXQR_TRACEBACK" in os.environ:
+            raise
+        print(f"error: {error}\n(JAXQR_TRACEBACK=1 shows where)", file=sys.stderr)
+        sys.exit(2)
+
+
+@contextmanager
+def stage(folder: Path, config: Any) -> Iterator[bool]:
+    """Guards a stage's folder; yields whether there is work to do.
+
+    The folder remembers the configuration it was begun with: the same one goes on
+    or, if done, yields False; another one is refused.
+
+    Raises:
+        ValueError: the folder belongs to another configuration.
+    """
+    console = Console()
+    settings = _plain(config)
+    settings.pop("run", None)
+    path = folder / "config.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        if before != settings:
+            changed = ", ".join(
+                f"{key} {before.get(key)!r} -> {settings.get(key)!r}"
+                for key in sorted({*before, *settings})
+                if before.get(key) != settings.get(key)
+            )
+            raise ValueError(
+                f"{folder} was begun with other settings ({changed}). Delete it to "
+                "begin again, or choose another --run"
+            )
+    if (folder / "done").exists():
+        console.print(f"[dim]{folder}: done already[/dim]")
+        yield False
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, settings)
+    console.rule(str(folder))
+    yield True
+    (folder / "done").touch()
+
+
+def require(folder: Path, command: str) -> Path:
+    """`folder` of a stage that must be finished.
+
+    Raises:
+        FileNotFoundError: it is not; the message names the command to run.
+    """
+    if not (folder / "done").exists():
+        raise FileNotFoundError(f"{folder} is not there yet: run `{command}` first")
+    return folder
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes beside the place and renames: never half a file."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
+    partial.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """Configurations and results as JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return value

@@ -1,0 +1,117 @@
+"""Supervised fine-tuning on query pairs, of the teacher or of the student.
+
+    python -m experiments.sft quickstart-teacher
+    python -m experiments.sft quickstart-student
+
+Starts from the run's warm-up, or from `--init FOLDER` of a Hugging Face model; keeps
+the parameters of the lowest validation loss.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from experiments import prepare, training
+from experiments.layout import launch, require, stage
+from experiments.training import Optimisation
+from jaxqr.data.pipeline import pair_batches
+from jaxqr.train import steps
+from jaxqr.train.rollout import Sampling
+
+
+@dataclass(frozen=True)
+class Config:
+    """Supervised fine-tuning of one model."""
+
+    role: Literal["teacher", "student"]
+    optimisation: Optimisation
+    run: Path = Path("runs/quickstart")
+    init: Path | None = None
+    """A Hugging Face folder to start from instead of the run's warm-up."""
+    max_source: int = 32
+    max_target: int = 24
+    validation_pairs: int = 256
+    seed: int = 0
+
+
+_ESCI = Path("runs/esci-small")
+_PAPER = Path("runs/paper-gpt2")
+
+PRESETS = {
+    "quickstart-teacher": Config(
+        "teacher", Optimisation(500, 32, 5e-4, evaluate_every=100)
+    ),
+    "quickstart-student": Config(
+        "student", Optimisation(400, 32, 1e-3, evaluate_every=100)
+    ),
+    "esci-small-teacher": Config(
+        "teacher",
+        Optimisation(1000, 16, 3e-4, evaluate_every=100, checkpoint_every=200),
+        run=_ESCI,
+    ),
+    "esci-small-student": Config(
+        "student",
+        Optimisation(1000, 16, 5e-4, evaluate_every=100, checkpoint_every=200),
+        run=_ESCI,
+    ),
+    "paper-gpt2-teacher": Config(
+        "teacher",
+        Optimisation(5000, 16, 1e-4, evaluate_every=250, checkpoint_every=250),
+        run=_PAPER,
+        init=Path("gpt2-large"),
+    ),
+    "paper-gpt2-student": Config(
+        "student",
+        Optimisation(5000, 16, 5e-4, evaluate_every=250, checkpoint_every=250),
+        run=_PAPER,
+        init=Path("gpt2"),
+    ),
+}
+
+
+def main(config: Config) -> None:
+    """Fine-tunes one model."""
+    data = prepare.load(config.run)
+    if config.init:
+        start = config.init
+    else:
+        command = f"python -m experiments.warmup PRESET-{config.role}"
+        start = require(config.run / f"warmup-{config.role}", command) / "model"
+    folder = config.run / f"sft-{config.role}"
+    with stage(folder, config) as work:
+        if not work:
+            return
+        model, params, tokenizer = training.load_model(start)
+        rows = tokenizer.pairs(
+            data.pairs["train"],
+            max_source=config.max_source,
+            max_target=config.max_target,
+        )
+        training.train(
+            folder,
+            steps.sft_step,
+            model,
+            params,
+            tokenizer,
+            pair_batches(
+                rows,
+                batch_size=config.optimisation.batch_size,
+                seed=config.seed,
+                fill=tokenizer.eos,
+            ),
+            config.optimisation,
+            evaluate=training.validation(
+                model,
+                tokenizer,
+                training.sample_pairs(
+                    data.pairs["validation"], config.validation_pairs
+                ),
+                Sampling(config.max_source, config.max_target),
+            ),
+            score="negative_nll",
+            seed=config.seed,
+        )
+
+
+if __name__ == "__main__":
+    launch(main, PRESETS, __doc__)

@@ -1,0 +1,183 @@
+"""What the training stages share: models in and out, validation, the loop's set-up."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxqr import metrics, models
+from jaxqr.data.pipeline import collate_pairs, in_order
+from jaxqr.data.tokenize import Tokenizer
+from jaxqr.train import loop, rollout, sharding, state, steps
+from jaxqr.types import Params, TrainState
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How long, in which batches and how fast a stage trains."""
+
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    evaluate_every: int = 0
+    checkpoint_every: int = 0
+    fsdp: int = 1
+    """Devices that share one copy of the parameters; the rest split the batch."""
+
+
+def load_model(folder: Path) -> tuple[Any, Params, Tokenizer]:
+    """A model, its parameters and its tokenizer from one Hugging Face folder."""
+    model, params = models.load_pretrained(folder)
+    return model, params, Tokenizer.load(folder)
+
+
+def export(folder: Path, model: Any, params: Params, tokenizer: Tokenizer) -> None:
+    """Writes a Hugging Face folder that `load_model` and transformers read."""
+    tokenizer.save(folder)
+    models.save_pretrained(folder, model, jax.device_get(params))
+
+
+def train(
+    folder: Path,
+    step: Callable,
+    model: Any,
+    params: Params,
+    tokenizer: Tokenizer,
+    batches: loop.Batches,
+    optimisation: Optimisation,
+    *,
+    evaluate: Callable[[TrainState], dict[str, float]],
+    score: str | None = None,
+    frozen: tuple[Params, ...] = (),
+    seed: int = 0,
+    log_every: int = 10,
+    **static: Any,
+) -> None:
+    """Runs one stage in `folder` and exports its model to `folder/model`.
+
+    That is the model of the best `score` among the evaluations, or the last one if
+    no score is named. The other arguments are those of `loop.run`; `static` goes to
+    the step.
+    """
+    mesh = sharding.make_mesh(optimisation.fsdp)
+    optimizer = state.adamw(
+        optimisation.learning_rate,
+        optimisation.num_steps,
+        warmup=optimisation.warmup,
+        schedule=optimisation.schedule,
+        weight_decay=optimisation.weight_decay,
+    )
+    start = state.create(params, optimizer, jax.random.key(seed))
+
+    def keep(params: Params) -> None:
+        export(folder / "model", model, params, tokenizer)
+
+    last = loop.run(
+        steps.compile_step(step, model=model, optimizer=optimizer, **static),
+        sharding.shard_state(start, mesh),
+        batches,
+        num_steps=optimisation.num_steps,
+        frozen=tuple(sharding.shard_state(p, mesh) for p in frozen),
+        folder=folder,
+        evaluate=evaluate,
+        evaluate_every=optimisation.evaluate_every,
+        score=score,
+        keep=keep if score else None,
+        checkpoint_every=optimisation.checkpoint_every,
+        log_every=log_every,
+        place=partial(sharding.shard_batch, mesh=mesh),
+        title=folder.name,
+    )
+    if not score:
+        keep(last.params)
+
+
+def measured(
+    model: Any,
+    params: Params,
+    tokenizer: Tokenizer,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    max_source: int,
+    max_target: int,
+    teacher: tuple[Any, Params] | None = None,
+    batch_size: int = 64,
+) -> steps.Measured:
+    """`steps.measure` of every pair, as numpy columns."""
+    other, other_params = teacher or (None, None)
+    measure = steps.compile_step(
+        steps.measure, donate=False, model=model, other=other
+    )
+    rows = tokenizer.pairs(pairs, max_source=max_source, max_target=max_target)
+    collate = partial(collate_pairs, fill=tokenizer.eos)
+    parts = []
+    for batch, real in in_order(rows, collate, batch_size=batch_size):
+        values = measure(params, batch, *([other_params] if teacher else []))
+        parts.append([np.asarray(column)[:real] for column in values])
+    return steps.Measured(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def validation(
+    model: Any,
+    tokenizer: Tokenizer,
+    pairs: Sequence[tuple[str, str]],
+    sampling: rollout.Sampling,
+    *,
+    teacher: tuple[Any, Params] | None = None,
+) -> Callable[[TrainState], dict[str, float]]:
+    """Evaluates on held-out pairs: `nll`, `rouge_l`, and `reverse_kl` to a teacher.
+
+    NLL and reverse KL are nats per target token; ROUGE-L (x 100) is of greedy
+    rewrites against every reference. `negative_nll` is there to be maximised.
+    """
+    queries = list(dict.fromkeys(query for query, _ in pairs))
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        columns = measured(
+            model,
+            state.params,
+            tokenizer,
+            pairs,
+            max_source=sampling.max_source,
+            max_target=sampling.max_new_tokens,
+            teacher=teacher,
+        )
+        nll = float(columns.nll.sum() / columns.tokens.sum())
+        written = rollout.rewrite(
+            model,
+            state.params,
+            tokenizer,
+            queries,
+            jax.random.key(0),
+            sampling=sampling._replace(temperature=0.0),
+        )
+        by_query = {q: texts[0] for q, texts in zip(queries, written, strict=True)}
+        rouge = metrics.rouge_l([by_query[q] for q, _ in pairs], [r for _, r in pairs])
+        values = {
+            "nll": nll,
+            "negative_nll": -nll,
+            "rouge_l": 100 * float(np.mean(rouge)),
+        }
+        if teacher:
+            kl = columns.reverse_kl.sum() / columns.tokens.sum()
+            values["reverse_kl"] = float(kl)
+        return values
+
+    return evaluate
+
+
+def sample_pairs(
+    pairs: Sequence[tuple[str, str]], most: int, seed: int = 0
+) -> list[tuple[str, str]]:
+    """At most `most` pairs, the same ones for a seed."""
+    if len(pairs) <= most:
+        return list(pairs)
+    chosen = np.random.default_rng(seed).permutation(len(pairs))[:most]
+    return [pairs[i] for i in sorted(chosen)]

@@ -1,0 +1,106 @@
+"""A language model of the shop's text, for models without pretrained weights.
+
+    python -m experiments.warmup quickstart-student
+
+Next-token training on the catalogue and on the training queries; the same text is
+MiniLLM's language-model corpus later. Stages that start from a pretrained Hugging
+Face folder (`--init`) do without it.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from experiments import prepare, training
+from experiments.layout import launch, stage
+from experiments.training import Optimisation
+from jaxqr import models
+from jaxqr.data.pipeline import pair_batches
+from jaxqr.train import steps
+from jaxqr.train.rollout import GREEDY
+
+
+@dataclass(frozen=True)
+class Config:
+    """Warm-up of one model."""
+
+    role: Literal["teacher", "student"]
+    model: str
+    """A preset of `jaxqr.models`."""
+    optimisation: Optimisation
+    run: Path = Path("runs/quickstart")
+    max_tokens: int = 48
+    seed: int = 0
+
+
+_QUICK = Config("teacher", "gpt2-mini", Optimisation(500, 32, 2e-3))
+_ESCI = Config(
+    "teacher",
+    "gpt2-mini",
+    Optimisation(3000, 32, 1e-3, evaluate_every=500, checkpoint_every=500),
+    run=Path("runs/esci-small"),
+)
+
+PRESETS = {
+    "quickstart-teacher": _QUICK,
+    "quickstart-student": Config(
+        "student", "gpt2-tiny", Optimisation(500, 32, 3e-3)
+    ),
+    "esci-small-teacher": _ESCI,
+    "esci-small-student": Config(
+        "student",
+        "gpt2-tiny",
+        Optimisation(3000, 32, 2e-3, evaluate_every=500, checkpoint_every=500),
+        run=_ESCI.run,
+    ),
+}
+
+
+def main(config: Config) -> None:
+    """Trains one language model from scratch."""
+    data = prepare.load(config.run)
+    folder = config.run / f"warmup-{config.role}"
+    with stage(folder, config) as work:
+        if not work:
+            return
+        tokenizer = data.tokenizer
+        model = models.build(
+            models.preset(
+                config.model,
+                vocab_size=tokenizer.vocab_size,
+                n_positions=256,
+                bos_token_id=tokenizer.bos,
+                eos_token_id=tokenizer.eos,
+            )
+        )
+        rows = tokenizer.plain(
+            prepare.corpus(data.collection), max_target=config.max_tokens
+        )
+        training.train(
+            folder,
+            steps.sft_step,
+            model,
+            models.init(model, jax.random.key(config.seed)),
+            tokenizer,
+            pair_batches(
+                rows,
+                batch_size=config.optimisation.batch_size,
+                seed=config.seed,
+                fill=tokenizer.eos,
+            ),
+            config.optimisation,
+            evaluate=training.validation(
+                model,
+                tokenizer,
+                training.sample_pairs(data.pairs["validation"], 128),
+                GREEDY,
+            ),
+            seed=config.seed,
+        )
+
+
+if __name__ == "__main__":
+    launch(main, PRESETS, __doc__)

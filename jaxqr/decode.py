@@ -1,0 +1,320 @@
+"""Sampling: one jitted prefill and token loop, with the cache going in and out.
+
+`generate` draws from one model; `generate_mixture` draws from a weighted mixture of
+two models that each keep their own cache (MiniLLM's teacher-mixed sampling). Both are
+the same loop over a tuple of models. A row ends with its end-of-text token, which is
+inside the mask and has a log-probability; the loop ends when all rows have.
+
+`temperature`, `top_k`, `top_p` and the mixture weight are array arguments: changing
+them compiles nothing. Compilation happens once per (models, prompt shape,
+`max_new_tokens`).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxqr import vocab
+from jaxqr.types import Features, Generated, Params, Prompts
+
+HEAD = 128
+"""Truncation first looks at this many best tokens, and at all of them if need be."""
+
+Scalar = float | int | Float[Array, ""]
+
+
+class Mixture(NamedTuple):
+    """Targets drawn from `alpha teacher + (1 - alpha) student`.
+
+    The log-probabilities are each model's own, at temperature 1; 0 outside `mask`.
+    """
+
+    tokens: Int[Array, "B T"]
+    mask: Bool[Array, "B T"]
+    student_logps: Float[Array, "B T"]
+    teacher_logps: Float[Array, "B T"]
+
+
+def generate(
+    model: Any,
+    params: Params,
+    prompts: Prompts,
+    key: Key[Array, ""],
+    *,
+    max_new_tokens: int,
+    temperature: Scalar = 1.0,
+    top_k: int | Int[Array, ""] = 0,
+    top_p: Scalar = 1.0,
+) -> Generated:
+    """Continues every prompt until end-of-text or `max_new_tokens`.
+
+    The next token is drawn from softmax(z / temperature), cut to the `top_k` most
+    probable tokens, then to the smallest set of them that holds a share `top_p` of
+    the remaining mass; tokens tied with the last one kept are kept too.
+
+    Args:
+        model: a causal model of `jaxqr.models`; `model.config.eos_token_id` ends a row.
+        params: its parameters.
+        prompts: source tokens, padded on the left.
+        key: equal keys give equal samples.
+        max_new_tokens: the width `T` of the result; static.
+        temperature: 0 is greedy.
+        top_k: 0 keeps all tokens.
+        top_p: in (0, 1]; 1 keeps all tokens.
+
+    Returns:
+        Tokens, mask and the model's log-probabilities (at temperature 1, untruncated),
+        equal to `vocab.token_logps` of the same sequence under teacher forcing.
+    """
+    tokens, mask, (logps,) = _generate(
+        (model,),
+        (params,),
+        jnp.ones(1),
+        prompts,
+        key,
+        jnp.float32(temperature),
+        jnp.int32(top_k),
+        jnp.float32(top_p),
+        max_new_tokens=max_new_tokens,
+    )
+    return Generated(tokens, mask, logps)
+
+
+def generate_mixture(
+    student: Any,
+    student_params: Params,
+    teacher: Any,
+    teacher_params: Params,
+    prompts: Prompts,
+    key: Key[Array, ""],
+    *,
+    alpha: Scalar,
+    max_new_tokens: int,
+    temperature: Scalar = 1.0,
+    top_k: int | Int[Array, ""] = 0,
+    top_p: Scalar = 1.0,
+) -> Mixture:
+    """Continues prompts with tokens of `alpha p + (1 - alpha) q`.
+
+    p is the teacher, q the student, each at temperature 1 before mixing (Gu et al.
+    2024, section 2.2). The other arguments are those of `generate` and act on the
+    mixture.
+    """
+    alpha = jnp.float32(alpha)
+    tokens, mask, (student_logps, teacher_logps) = _generate(
+        (student, teacher),
+        (student_params, teacher_params),
+        jnp.stack([1 - alpha, alpha]),
+        prompts,
+        key,
+        jnp.float32(temperature),
+        jnp.int32(top_k),
+        jnp.float32(top_p),
+        max_new_tokens=max_new_tokens,
+    )
+    return Mixture(tokens, mask, student_logps, teacher_logps)
+
+
+class _Decoding(NamedTuple):
+    """The carry of the token loop; tuples have one entry per model."""
+
+    column: Int[Array, ""]  # the column of `tokens` to fill next
+    tokens: Int[Array, "B T"]
+    mask: Bool[Array, "B T"]
+    logps: tuple[Float[Array, "B T"], ...]
+    done: Bool[Array, " B"]  # rows that have their end-of-text token
+    caches: tuple[Any, ...]
+
+
+@partial(jax.jit, static_argnames=("models", "max_new_tokens"))
+def _generate(
+    models,
+    params,
+    weights,
+    prompts,
+    key,
+    temperature,
+    top_k,
+    top_p,
+    *,
+    max_new_tokens,
+):
+    rows = prompts.tokens.shape[0]
+    eos = models[0].config.eos_token_id
+    draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p)
+
+    def extend(state: _Decoding, features: tuple[Features, ...], caches) -> _Decoding:
+        """Draws the token of `state.column` and writes it down."""
+        logqs = tuple(jax.nn.log_softmax(vocab.next_logits(f)) for f in features)
+        mixture = _log_mixture(logqs, weights)
+        token = draw(mixture, jax.random.fold_in(key, state.column))
+        live = ~state.done
+        token = jnp.where(live, token, eos)
+
+        def put(array, values):
+            return jax.lax.dynamic_update_slice(
+                array, values[:, None].astype(array.dtype), (0, state.column)
+            )
+
+        return _Decoding(
+            column=state.column + 1,
+            tokens=put(state.tokens, token),
+            mask=put(state.mask, live),
+            logps=tuple(
+                put(kept, jnp.where(live, _at(logq, token), 0.0))
+                for kept, logq in zip(state.logps, logqs, strict=True)
+            ),
+            done=state.done | (token == eos),
+            caches=caches,
+        )
+
+    def unfinished(state: _Decoding):
+        return (state.column < max_new_tokens) & ~jnp.all(state.done)
+
+    def advance(state: _Decoding) -> _Decoding:
+        last = jax.lax.dynamic_index_in_dim(
+            state.tokens, state.column - 1, axis=1, keepdims=False
+        )
+        features, caches = _each(
+            [
+                model.apply(p, cache, last, method="step")
+                for model, p, cache in zip(models, params, state.caches, strict=True)
+            ]
+        )
+        return extend(state, features, caches)
+
+    features, caches = _each(
+        [
+            model.apply(p, prompts, max_new_tokens, method="prefill")
+            for model, p in zip(models, params, strict=True)
+        ]
+    )
+    empty = _Decoding(
+        column=jnp.int32(0),
+        tokens=jnp.full((rows, max_new_tokens), eos, jnp.int32),
+        mask=jnp.zeros((rows, max_new_tokens), bool),
+        logps=tuple(jnp.zeros((rows, max_new_tokens)) for _ in models),
+        done=jnp.zeros(rows, bool),
+        caches=caches,
+    )
+    first = extend(empty, features, caches)
+    last = jax.lax.while_loop(unfinished, advance, first)
+    return last.tokens, last.mask, last.logps
+
+
+def _each(pairs):
+    """[(a, b), ...] -> ((a, ...), (b, ...))."""
+    return tuple(zip(*pairs, strict=True))
+
+
+def _at(values, token):
+    return jnp.take_along_axis(values, token[:, None], axis=-1)[:, 0]
+
+
+def _log_mixture(logqs, weights):
+    if len(logqs) == 1:
+        return logqs[0]
+    return jax.nn.logsumexp(jnp.stack(logqs), b=weights[:, None, None], axis=0)
+
+
+def sample(
+    logits: Float[Array, "B V"],
+    key: Key[Array, ""],
+    *,
+    temperature: Scalar = 1.0,
+    top_k: int | Int[Array, ""] = 0,
+    top_p: Scalar = 1.0,
+) -> Int[Array, " B"]:
+    """One token per row from the tempered, truncated distribution of `logits`.
+
+    The draw inverts the cumulative distribution at one uniform number per row. A
+    draw that rounding put on an excluded token becomes the most probable token.
+
+    >>> import jax, jax.numpy as jnp
+    >>> logits = jnp.log(jnp.array([[0.1, 0.6, 0.3]]))
+    >>> int(sample(logits, jax.random.key(0), temperature=0.0)[0])
+    1
+    """
+    greedy = jnp.argmax(logits, axis=-1)
+    temperature = jnp.float32(temperature)
+
+    def draw():
+        scaled = logits / temperature
+        scaled = scaled - jnp.max(scaled, axis=-1, keepdims=True)
+        weights = jnp.where(_kept(scaled, top_k, top_p), jnp.exp(scaled), 0.0)
+        cumulative = jnp.cumsum(weights, axis=-1)
+        uniform = jax.random.uniform(key, (logits.shape[0], 1))
+        below = cumulative <= uniform * cumulative[:, -1:]
+        token = jnp.minimum(jnp.sum(below, axis=-1), logits.shape[-1] - 1)
+        return jnp.where(_at(weights, token) > 0, token, greedy)
+
+    return jax.lax.cond(temperature > 0, draw, lambda: greedy)
+
+
+def _kept(logits, top_k, top_p) -> Bool[Array, "B V"]:
+    """Which tokens survive top-k, then top-p; row maxima of `logits` are 0.
+
+    Exact in every case. The cut is a threshold on the logit. It is read off the
+    sorted `HEAD` best tokens if it lies among them, as it does for a trained model,
+    and else bisected over all tokens.
+    """
+    vocabulary = logits.shape[-1]
+    top_k = jnp.where(jnp.asarray(top_k) > 0, top_k, vocabulary)
+    head = jax.lax.top_k(logits, min(HEAD, vocabulary))[0]
+    width = head.shape[-1]
+
+    def truncate():
+        rank = jnp.arange(width)[None]
+        weights = jnp.exp(head) * (rank < top_k)
+        total = jnp.where(
+            top_k <= width,
+            jnp.sum(weights, axis=-1),
+            jnp.sum(jnp.exp(logits), axis=-1),
+        )[:, None]
+        # A token is kept while the mass before it is short of the share.
+        before = jnp.cumsum(weights, axis=-1) - weights
+        count = jnp.sum((before < top_p * total) & (rank < top_k), axis=-1)
+        inside = (top_k <= width) | jnp.all((count < width) & (top_p < 1))
+        count = jnp.clip(count, 1, width)
+        return jax.lax.cond(
+            inside,
+            lambda: logits >= _at(head, count - 1)[:, None],
+            lambda: _bisected(logits, top_k, top_p),
+        )
+
+    everything = (top_k >= vocabulary) & (top_p >= 1)
+    return jax.lax.cond(everything, lambda: jnp.ones_like(logits, bool), truncate)
+
+
+def _bisected(logits, top_k, top_p):
+    best = _bisect(logits, lambda kept: jnp.sum(kept, axis=-1) >= top_k)
+    weights = jnp.where(best, jnp.exp(logits), 0.0)
+    total = jnp.sum(weights, axis=-1)
+    nucleus = _bisect(
+        logits,
+        lambda kept: jnp.sum(jnp.where(kept, weights, 0.0), axis=-1) >= top_p * total,
+    )
+    return best & jnp.where(top_p < 1, nucleus, True)
+
+
+def _bisect(logits, enough: Callable) -> Bool[Array, "B V"]:
+    """`logits >= t` for each row's highest threshold t with `enough(logits >= t)`.
+
+    32 halvings of the integers that order float32 as the floats do: exact.
+    """
+    bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
+    order = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+    def halve(_, bounds):
+        low, high = bounds  # enough(low) holds, enough(high) does not
+        middle = (low & high) + ((low ^ high) >> 1)
+        holds = enough(order >= middle[:, None])
+        return jnp.where(holds, middle, low), jnp.where(holds, high, middle)
+
+    bounds = (jnp.min(order, axis=-1), jnp.max(order, axis=-1) + 1)
+    low, _ = jax.lax.fori_loop(0, 32, halve, bounds)
+    return order >= low[:, None]

@@ -1,0 +1,117 @@
+"""GPT-2 (Radford et al. 2019): learned positions, normalisation before each part.
+
+Without dropout: on small data use weight decay.
+"""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxqr.models.causal import Cache, CausalLM
+from jaxqr.models.layers import (
+    INIT_STD,
+    Dtype,
+    Embedding,
+    KeyValues,
+    Linear,
+    attention,
+    check_heads,
+    extend,
+    layer_norm,
+)
+from jaxqr.types import Features
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """Sizes of a GPT-2, under the names of Hugging Face's `config.json`."""
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None
+    """Feed-forward width; None: four times `n_embd`."""
+    layer_norm_epsilon: float = 1e-5
+    bos_token_id: int | None = 50256
+    eos_token_id: int | None = 50256
+    dtype: Dtype = "float32"
+    """Dtype of the computation; parameters are float32."""
+    remat: bool = False
+    """Recompute each block in the backward pass instead of storing it."""
+
+    def __post_init__(self) -> None:
+        check_heads(self.n_embd, self.n_head)
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence the model reads."""
+        return self.n_positions
+
+
+class Block(nn.Module):
+    """One layer: attention, then a feed-forward network, each added to its input."""
+
+    config: GPT2Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        attend: Bool[Array, "B T S"],
+        past: KeyValues | None,
+        slot: Int[Array, ""] | None,
+    ) -> tuple[Float[Array, "B T D"], KeyValues]:
+        """Return the layer's output, and its keys and values with `past`."""
+        config, (rows, length, width) = self.config, x.shape
+        heads = (rows, length, config.n_head, width // config.n_head)
+        # Each block adds twice to the residual stream: keep its variance level.
+        residual_std = INIT_STD / (2 * config.n_layer) ** 0.5
+
+        h = layer_norm(config.layer_norm_epsilon, config.dtype, name="ln_1")(x)
+        h = Linear(3 * width, config.dtype, name="c_attn")(h)
+        q, k, v = (part.reshape(heads) for part in jax.numpy.split(h, 3, axis=-1))
+        past = extend(past, KeyValues(k, v), slot)
+        h = attention(q, past, attend).reshape(x.shape)
+        x = x + Linear(width, config.dtype, residual_std, name="attn_proj")(h)
+
+        h = layer_norm(config.layer_norm_epsilon, config.dtype, name="ln_2")(x)
+        h = Linear(config.n_inner or 4 * width, config.dtype, name="c_fc")(h)
+        h = nn.gelu(h, approximate=True)
+        x = x + Linear(width, config.dtype, residual_std, name="mlp_proj")(h)
+        return x, past
+
+
+class GPT2(CausalLM):
+    """A GPT-2 whose output embedding is its input embedding."""
+
+    config: GPT2Config
+
+    def setup(self) -> None:
+        """Create the embeddings, the blocks and the last normalisation."""
+        config = self.config
+        block = nn.remat(Block) if config.remat else Block
+        self.wte = Embedding(config.vocab_size, config.n_embd, config.dtype)
+        self.wpe = Embedding(config.n_positions, config.n_embd, config.dtype)
+        self.h = [block(config) for _ in range(config.n_layer)]
+        self.ln_f = layer_norm(config.layer_norm_epsilon, config.dtype)
+
+    def forward(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        attend: Bool[Array, "B T S"],
+        cache: Cache | None,
+    ) -> tuple[Features, tuple[KeyValues, ...]]:
+        """See `CausalLM.forward`."""
+        x = self.wte(tokens) + self.wpe(positions)
+        slot = None if cache is None else cache.slot
+        layers = []
+        for i, block in enumerate(self.h):
+            past = None if cache is None else cache.layers[i]
+            x, past = block(x, attend, past, slot)
+            layers.append(past)
+        return Features(self.ln_f(x), self.wte.table(), None), tuple(layers)

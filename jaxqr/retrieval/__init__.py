@@ -1,0 +1,41 @@
+"""Search engines behind one protocol: queries in, ranked product ids out.
+
+`jaxqr.retrieval.embedded` runs inside the process, without a server.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Shaped
+
+
+class Hits(NamedTuple):
+    """Ranked lists of products, the best first.
+
+    Rows shorter than `M` are padded on the right with the id "" and the score 0.
+    """
+
+    ids: Shaped[np.ndarray, "Q M"]
+    scores: Float32[np.ndarray, "Q M"]
+
+
+@runtime_checkable
+class Retriever(Protocol):
+    """What can be searched."""
+
+    def search(self, queries: Sequence[str], k: int) -> Hits:
+        """Returns the `k` best products of each query.
+
+        Products of equal score come in the order of their ids, so that a list does
+        not depend on how the index was filled. A query without a term, or whose
+        terms no product has, gets an empty list.
+
+        Args:
+            queries: Q texts as the shopper typed them; no query language.
+            k: Length of the lists, M.
+
+        Raises:
+            ValueError: If `k` is below 1.
+        """
+        ...

@@ -1,0 +1,203 @@
+"""The reward of a rewrite: five numbers in [0, 1] and their weighted mean.
+
+Source: MiniELM (arXiv 2501.18056), section 3.2. For a rewrite Q~ of a query Q, with
+P_Q the products that the search engine returns for Q:
+
+    relevance    mean over P in P_Q~ of M1(Q, P)
+    diversity    |P_Q~ minus P_Q| / |P_Q~|
+    click, add_to_cart, purchase    M2(shopper, Q, P_Q~) / |P_Q~|
+
+M1 is a `Relevance`, M2 a `Judge`. Both see the original query; neither ever sees the
+rewrite, so that its wording cannot please them.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Shaped
+
+from jaxqr import metrics
+from jaxqr.retrieval import Hits, Retriever
+from jaxqr.rewards.profiles import Profile, assign, default_pool
+
+PARTS = ("relevance", "diversity", "click", "add_to_cart", "purchase")
+FLAGS = ("empty", "no_results", "copy")
+
+
+class Reward(NamedTuple):
+    """Rewards of Q rewrites.
+
+    `total` is the weighted mean of `parts`. Where `valid` is False nothing is known:
+    numbers there are 0 and must not be trained on, averaged or compared. `flags`
+    counts what goes wrong with rewrites that are valid all the same: `empty` has no
+    text, `no_results` found nothing (empty ones included), `copy` is the query again.
+    """
+
+    total: Float32[np.ndarray, " Q"]
+    parts: Mapping[str, Float32[np.ndarray, " Q"]]
+    valid: Bool[np.ndarray, " Q"]
+    flags: Mapping[str, Bool[np.ndarray, " Q"]] = MappingProxyType({})
+
+
+class Interactions(NamedTuple):
+    """Expected interactions per listed product, in [0, 1]; not `valid` is a failure."""
+
+    click: Float32[np.ndarray, " Q"]
+    add_to_cart: Float32[np.ndarray, " Q"]
+    purchase: Float32[np.ndarray, " Q"]
+    valid: Bool[np.ndarray, " Q"]
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """M2: what a shopper does with a list of products."""
+
+    def __call__(
+        self, queries: Sequence[str], hits: Hits, profiles: Sequence[Profile]
+    ) -> Interactions:
+        """Judges list q, shown to `profiles[q]` who typed the original `queries[q]`.
+
+        A row that cannot be judged is returned with `valid` False, not with zeros
+        that look like a verdict. Empty lists are never passed in.
+        """
+        ...
+
+
+@runtime_checkable
+class Relevance(Protocol):
+    """M1: how relevant a product is to a query."""
+
+    def __call__(
+        self, queries: Sequence[str], ids: Shaped[np.ndarray, "Q M"]
+    ) -> Float[np.ndarray, "Q M"]:
+        """Returns gains in [0, 1], 0 for the padding id ""."""
+        ...
+
+
+def rewrite_reward(
+    queries: Sequence[str],
+    rewrites: Sequence[str],
+    *,
+    retriever: Retriever,
+    relevance: Relevance,
+    judge: Judge,
+    weights: Mapping[str, float] | None = None,
+    k: int = 20,
+    profiles: Sequence[Profile] | None = None,
+) -> Reward:
+    """Scores `rewrites[q]` as a rewrite of `queries[q]`.
+
+    A rewrite that is empty or finds nothing is a valid 0 in every part. A row whose
+    judge failed is not valid. Equal (query, rewrite) rows are scored once and share
+    the result, and every distinct text is searched once.
+
+    Args:
+        queries: Q original queries; a query may stand in several rows.
+        rewrites: Q rewrites.
+        retriever: The search engine.
+        relevance: M1.
+        judge: M2.
+        weights: Weights of the parts in the total, by name; those not named weigh 1.
+        k: Length of the lists that are judged.
+        profiles: The pool of shoppers; each query meets one of them, always the same.
+
+    Raises:
+        ValueError: If the two differ in length, a weight is unknown, negative or not
+            finite, all weights are 0, or M1 or M2 return numbers outside [0, 1].
+    """
+    if len(queries) != len(rewrites):
+        raise ValueError(
+            f"{len(queries)} queries and {len(rewrites)} rewrites, expected one "
+            "rewrite per query; repeat a query that has several"
+        )
+    weight = _weights(weights)
+    rows = list(zip(queries, rewrites, strict=True))
+    pairs = {pair: i for i, pair in enumerate(dict.fromkeys(rows))}
+    place = np.array([pairs[pair] for pair in rows], np.intp)
+    queries = [query for query, _ in pairs]
+    rewrites = [rewrite for _, rewrite in pairs]
+
+    original, lists = _search(retriever, queries, rewrites, k)
+    listed = lists.ids != ""
+    found = np.flatnonzero(listed.any(axis=1))
+    parts = {name: np.zeros(len(pairs), np.float32) for name in PARTS}
+    valid = np.ones(len(pairs), np.bool_)
+    parts["diversity"][:] = metrics.diversity(original.ids, lists.ids)
+    if found.size:
+        asked = [queries[i] for i in found]
+        shown = Hits(lists.ids[found], lists.scores[found])
+        gains = _in_unit("relevance", relevance(asked, shown.ids), shown.ids.shape)
+        gains = np.where(listed[found], gains, 0.0)
+        parts["relevance"][found] = gains.sum(axis=1) / listed[found].sum(axis=1)
+        pool = default_pool() if profiles is None else profiles
+        verdict = judge(asked, shown, assign(pool, asked))
+        valid[found] = verdict.valid
+        for name in ("click", "add_to_cart", "purchase"):
+            rates = np.where(verdict.valid, getattr(verdict, name), 0.0)
+            parts[name][found] = _in_unit(name, rates, found.shape)
+    for part in parts.values():
+        part[~valid] = 0.0
+    total = sum(weight[name] * parts[name] for name in PARTS) / sum(weight.values())
+    flags = {
+        "empty": np.array([not text.strip() for text in rewrites], np.bool_),
+        "no_results": ~listed.any(axis=1),
+        "copy": metrics.exact_match(rewrites, queries).astype(np.bool_),
+    }
+    return Reward(
+        np.asarray(total, np.float32)[place],
+        {name: part[place] for name, part in parts.items()},
+        valid[place],
+        {name: flag[place] for name, flag in flags.items()},
+    )
+
+
+def failed(rows: int) -> Reward:
+    """What stands for `rows` rewrites that could not be scored: nothing is valid."""
+    return Reward(
+        np.zeros(rows, np.float32),
+        {name: np.zeros(rows, np.float32) for name in PARTS},
+        np.zeros(rows, np.bool_),
+        {name: np.zeros(rows, np.bool_) for name in FLAGS},
+    )
+
+
+def _weights(given: Mapping[str, float] | None) -> dict[str, float]:
+    weights = dict.fromkeys(PARTS, 1.0) | dict(given or {})
+    if unknown := sorted(weights.keys() - set(PARTS)):
+        raise ValueError(f"unknown weights {unknown}, expected some of {list(PARTS)}")
+    bad = {name: w for name, w in weights.items() if not 0 <= w < float("inf")}
+    if bad:
+        raise ValueError(f"weights {bad}, expected finite numbers, 0 or more")
+    if not any(weights.values()):
+        raise ValueError("all weights are 0, expected at least one above 0")
+    return weights
+
+
+def _search(
+    retriever: Retriever, queries: Sequence[str], rewrites: Sequence[str], k: int
+) -> tuple[Hits, Hits]:
+    # Blank texts are not sent: some engines answer them with everything they have.
+    texts = [text for text in dict.fromkeys([*queries, *rewrites]) if text.strip()]
+    hits = retriever.search(texts, k)
+    ids = np.concatenate([hits.ids, np.full((1, k), "", hits.ids.dtype)])
+    scores = np.concatenate([hits.scores, np.zeros((1, k), np.float32)])
+    at = {text: i for i, text in enumerate(texts)}
+
+    def lists(wanted: Sequence[str]) -> Hits:
+        rows = np.array([at.get(text, len(texts)) for text in wanted], np.intp)
+        return Hits(ids[rows], scores[rows])
+
+    return lists(queries), lists(rewrites)
+
+
+def _in_unit(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    values = np.asarray(values, np.float32)
+    if values.shape != shape:
+        raise ValueError(f"{name} has shape {values.shape}, expected {shape}")
+    # Sums of float32 probabilities end a little above 1.
+    if not ((values >= 0) & (values <= 1 + 1e-5)).all():
+        worst = values[~((values >= 0) & (values <= 1 + 1e-5))][0]
+        raise ValueError(f"{name} has the value {worst}, expected numbers in [0, 1]")
+    return np.minimum(values, 1.0)

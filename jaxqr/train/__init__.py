@@ -1,0 +1,1 @@
+"""Training: pure steps, where batches come from, checkpoints, and the one loop."""

@@ -1,0 +1,90 @@
+"""One checkpoint: the train state, the place in the data, queued rollouts.
+
+A checkpoint appears whole or not at all: it is written beside its place and renamed.
+"""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxqr.types import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `folder/STEP`.
+
+    Args:
+        folder: made if missing; a killed save's remains in it are removed.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 1):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+
+    def save(self, step: int, state: TrainState, host: dict[str, Any]) -> None:
+        """Saves after `step`; `host` may hold JSON values and numpy arrays."""
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                host=ocp.args.JsonSave(_to_json(host)),
+            ),
+        )
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint with the shapes and shardings of `like`, or None.
+
+        Raises:
+            ValueError: the checkpoint holds a state of other shapes.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract),
+                host=ocp.args.JsonRestore(),
+            ),
+        )
+        return restored.state, _from_json(restored.host)
+
+    def close(self) -> None:
+        """Releases the folder."""
+        self._manager.close()
+
+
+def _to_json(value: Any) -> Any:
+    """Numpy arrays become tagged base64 of the .npy format; the rest is kept."""
+    if isinstance(value, np.ndarray):
+        buffer = io.BytesIO()
+        np.save(buffer, value, allow_pickle=False)
+        return {"__npy__": base64.b64encode(buffer.getvalue()).decode()}
+    if isinstance(value, dict):
+        return {key: _to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(item) for item in value]
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        if "__npy__" in value:
+            return np.load(io.BytesIO(base64.b64decode(value["__npy__"])))
+        return {key: _from_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_from_json(item) for item in value]
+    return value

@@ -1,0 +1,123 @@
+"""What a run writes down: `metrics.jsonl`, TensorBoard, and lines for a person."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from tensorboardX import SummaryWriter
+
+SHOWN = ("loss", "reward", "tokens_per_second")
+PLAIN_LINES = 20
+
+
+class RunLog:
+    """Numbers per step, appended to `folder/metrics.jsonl` and TensorBoard events.
+
+    A line is `{"step": ..., "kind": "train" | "evaluation", name: number, ...}`;
+    numbers that are not finite are null. Fields that depend on the clock are
+    `seconds` and `tokens_per_second`; all others repeat bitwise in a resumed run.
+
+    Args:
+        folder: made if missing.
+        step: the step to go on from; lines of later steps are dropped, so that a
+            resumed run leaves the same file as an unbroken one.
+    """
+
+    def __init__(self, folder: str | Path, step: int):
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "metrics.jsonl"
+        kept = [json.dumps(r) for r in read_metrics(self._path) if r["step"] <= step]
+        if step == 0:
+            kept = []
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(line + "\n" for line in kept))
+        partial.replace(self._path)
+        self._file = self._path.open("a", buffering=1)
+        self._board = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=step + 1, write_to_disk=True
+        )
+
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """Appends one line."""
+        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, "kind": kind, **finite}) + "\n")
+        for name, value in finite.items():
+            if value is not None:
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flushes both files."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line cut short by a kill is left out."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class Meter:
+    """A progress bar with ETA on a terminal, some twenty plain lines elsewhere."""
+
+    def __init__(self, title: str, step: int, num_steps: int):
+        self._title, self._num_steps = title, num_steps
+        self._console = Console()
+        self._every = max(1, num_steps // PLAIN_LINES)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(
+            title, total=num_steps, completed=step, numbers=""
+        )
+        self._bar.start()
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """Moves to `step`; `values` is empty between the steps that are logged."""
+        numbers = "  ".join(
+            f"{name.replace('_', ' ')} {values[name]:.4g}"
+            for name in SHOWN
+            if name in values
+        )
+        if numbers:
+            self._bar.update(self._task, completed=step, numbers=numbers)
+        else:
+            self._bar.update(self._task, completed=step)
+        if not self._console.is_terminal and numbers and step % self._every == 0:
+            self._console.print(f"{self._title}  {step}/{self._num_steps}  {numbers}")
+
+    def note(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self._bar.console.print(text)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        self._bar.stop()

@@ -1,0 +1,176 @@
+"""The one loop.
+
+It asks for a batch, steps, writes numbers down, evaluates, saves. Everything a stage
+does differently is in the step, in where its batches come from, and in what it
+evaluates. Killed at any moment and started again, a run ends in the same bits as one
+that was never broken; ctrl-C and SIGTERM save before they stop.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+
+from jaxqr.train.checkpoint import Checkpoints
+from jaxqr.train.log import Meter, RunLog
+from jaxqr.types import Params, TrainState
+
+
+class Batches(Protocol):
+    """Where batches come from: data, or rollouts of the state that is trained."""
+
+    def next(self, state: TrainState) -> Any:
+        """The batch for the step that `state` is about to take."""
+        ...
+
+    def save(self) -> dict[str, Any]:
+        """All that is needed to go on after this batch: JSON and numpy arrays."""
+        ...
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Goes to a saved place."""
+        ...
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped the run after its checkpoint was saved."""
+
+
+def run(
+    step: Callable[..., tuple[TrainState, dict]],
+    state: TrainState,
+    batches: Batches,
+    *,
+    num_steps: int,
+    frozen: tuple[Params, ...] = (),
+    folder: str | Path | None = None,
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+    evaluate_every: int = 0,
+    score: str | None = None,
+    keep: Callable[[Params], None] | None = None,
+    checkpoint_every: int = 0,
+    log_every: int = 1,
+    place: Callable[[Any], Any] = lambda batch: batch,
+    title: str = "train",
+) -> TrainState:
+    """Takes `num_steps` steps, or what is left of them after the newest checkpoint.
+
+    Args:
+        step: compiled by `steps.compile_step`; donates its state.
+        state: where to start if `folder` holds no checkpoint; its shapes and
+            shardings otherwise. Its buffers are given away.
+        batches: see `Batches`. If it has a method `report() -> dict[str, float]`,
+            those numbers of the latest batch are logged beside the step's.
+        num_steps: the step to end at.
+        frozen: further arguments of every step.
+        folder: where metrics and checkpoints go; None keeps nothing.
+        evaluate: called before the first step, every `evaluate_every` steps and after
+            the last; returns the numbers to log.
+        evaluate_every: 0 evaluates before and after only.
+        score: the evaluated number whose highest value is best.
+        keep: called with the parameters whenever `score` is the best so far.
+        checkpoint_every: 0 saves at the end and on a signal only.
+        log_every: steps between lines of training metrics.
+        place: puts a batch on the devices.
+        title: what the progress bar says.
+
+    Returns:
+        The last state.
+
+    Raises:
+        Interrupted: after SIGINT or SIGTERM, the checkpoint being safe.
+    """
+    done, best, checkpoints, log = 0, None, None, None
+    if folder is not None:
+        checkpoints = Checkpoints(Path(folder) / "checkpoints")
+        if (restored := checkpoints.restore(state)) is not None:
+            state, host = restored
+            done, best = int(state.step), host["best"]
+            batches.load(host["batches"])
+        log = RunLog(folder, done)
+    meter = Meter(title, done, num_steps)
+
+    def consider(state: TrainState) -> None:
+        nonlocal best
+        if evaluate is None:
+            return
+        values = evaluate(state)
+        if log:
+            log.write(done, "evaluation", values)
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        meter.note(f"{title}  step {done}  {numbers}")
+        if score is not None and (best is None or values[score] > best):
+            best = values[score]
+            if keep is not None:
+                keep(state.params)
+
+    def save(state: TrainState) -> None:
+        if checkpoints:
+            host = {"batches": batches.save(), "best": best}
+            checkpoints.save(done, state, host)
+
+    report = getattr(batches, "report", dict)
+    try:
+        with _signals() as received:
+            if done == 0:
+                consider(state)
+            since, logged = time.perf_counter(), done
+            while done < num_steps:
+                batch = place(batches.next(state))
+                state, metrics = step(state, batch, *frozen)
+                done += 1
+                values = {}
+                if done % log_every == 0 or done == num_steps:
+                    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+                    values |= report()
+                    now = time.perf_counter()
+                    seconds = (now - since) / (done - logged)
+                    since, logged = now, done
+                    values["seconds"] = seconds
+                    if "tokens" in values:
+                        values["tokens_per_second"] = values["tokens"] / seconds
+                    if log:
+                        log.write(done, "train", values)
+                meter.show(done, values)
+                if done == num_steps or (evaluate_every and done % evaluate_every == 0):
+                    consider(state)
+                    since = time.perf_counter()
+                due = checkpoint_every and done % checkpoint_every == 0
+                if received or due or done == num_steps:
+                    save(state)
+                if received and done < num_steps:
+                    raise Interrupted(f"{title}: saved after step {done}")
+    finally:
+        meter.close()
+        if log:
+            log.close()
+        if checkpoints:
+            checkpoints.close()
+    return state
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Notes the first SIGINT or SIGTERM; a second one acts at once."""
+    received: list[int] = []
+
+    def note(number, frame):
+        del frame
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    try:
+        before = {number: signal.signal(number, note) for number in numbers}
+    except ValueError:  # not the main thread: signals are somebody else's
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,55 @@
+"""Meshes, and where arrays live on them.
+
+Two axes: `data` splits batches, `fsdp` splits batches and parameters. Each parameter
+is split along its largest axis that `fsdp` divides; small ones are replicated. XLA
+derives all communication from these placements.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+
+SMALLEST = 2**12
+"""Arrays with fewer elements are replicated: splitting them saves nothing."""
+
+
+def make_mesh(fsdp: int = 1) -> Mesh:
+    """All devices as `data` x `fsdp`.
+
+    Raises:
+        ValueError: `fsdp` does not divide the number of devices.
+    """
+    count = jax.device_count()
+    if count % fsdp:
+        raise ValueError(f"fsdp={fsdp} does not divide the {count} devices")
+    return jax.make_mesh(
+        (count // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2
+    )
+
+
+def shard_state(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Places parameters, or a whole train state, on the mesh."""
+    return jax.tree.map(lambda x: jax.device_put(x, _split(x, mesh)), tree)
+
+
+def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
+    """Places a batch: rows over all devices if they divide evenly, else replicated."""
+
+    def place(x: Any):
+        even = x.ndim > 0 and x.shape[0] % mesh.size == 0
+        spec = P(("data", "fsdp")) if even else P()
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, batch)
+
+
+def _split(x: jax.Array, mesh: Mesh) -> NamedSharding:
+    parts = mesh.shape["fsdp"]
+    axes = [axis for axis, size in enumerate(x.shape) if size % parts == 0]
+    if parts == 1 or x.size < SMALLEST or not axes:
+        return NamedSharding(mesh, P())
+    largest = max(axes, key=lambda axis: x.shape[axis])
+    return NamedSharding(mesh, P(*[None] * largest, "fsdp"))

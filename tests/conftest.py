@@ -1,0 +1,31 @@
+"""A strict session: 8 CPU devices, no rank promotion, shared compilations."""
+
+import os
+from pathlib import Path
+
+# Before anything imports jax: these are read once. The cache spares a second run
+# of the suite nearly all of its compilation time.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(Path(__file__).parent.parent / ".pytest_cache" / "jax"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = Path(__file__).parent.parent.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def esci_folder() -> Path:
+    """The real ESCI extract, where the checkout has it beside itself."""
+    folder = SHARED / "data" / "esci"
+    if not folder.exists():
+        pytest.skip("needs the ESCI extract beside the checkout")
+    return folder

@@ -1,0 +1,157 @@
+"""Scoring beside the device: overlap, failures, time-outs, the end of the process."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from jaxqr.rewards import Reward, Sidecar
+from jaxqr.rewards.reward import FLAGS, PARTS
+
+
+def lengths(queries: list[str], rewrites: list[str]) -> Reward:
+    total = np.array([len(text) for text in rewrites], np.float32)
+    return Reward(total, {}, np.ones(len(rewrites), np.bool_))
+
+
+def failing(queries: list[str], rewrites: list[str]) -> Reward:
+    if "bad" in rewrites:
+        raise ConnectionError("search engine is down")
+    return lengths(queries, rewrites)
+
+
+def test_scoring_overlaps_with_other_work():
+    started, go_on = threading.Event(), threading.Event()
+
+    def reward(queries, rewrites):
+        started.set()
+        assert go_on.wait(10)
+        return lengths(queries, rewrites)
+
+    with Sidecar(reward) as sidecar:
+        pending = sidecar.submit(("q", "q"), ("a", "bcd"))
+        assert started.wait(10)  # and here the device would generate
+        go_on.set()
+        assert pending.result().total.tolist() == [1, 3]
+        assert pending.result() is pending.result()
+
+
+def test_batches_keep_their_order_and_workers_their_number():
+    running, most, lock = 0, 0, threading.Lock()
+
+    def reward(queries, rewrites):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.02)
+        with lock:
+            running -= 1
+        return lengths(queries, rewrites)
+
+    with Sidecar(reward, workers=2) as sidecar:
+        batches = [sidecar.submit(["q"], ["x" * i]) for i in range(8)]
+    # Closing does not drop what was handed over.
+    assert [batch.result().total[0] for batch in batches] == list(range(8))
+    assert most == 2
+
+
+def test_a_failure_masks_its_batch_only(caplog):
+    with Sidecar(failing) as sidecar:
+        first = sidecar.submit(["q"] * 3, ["a", "bad", "c"])
+        second = sidecar.submit(["q"], ["abc"])
+        masked = first.result()
+        assert first.result() is masked
+        assert second.result().total.tolist() == [3]
+    assert masked.total.tolist() == [0, 0, 0]
+    assert masked.total.dtype == np.float32
+    assert masked.valid.tolist() == [False] * 3
+    assert list(masked.parts) == list(PARTS)
+    assert list(masked.flags) == list(FLAGS)
+    assert all(part.shape == (3,) for part in masked.parts.values())
+    assert sidecar.failures == 1
+    assert sidecar.first_failure == "ConnectionError: search engine is down"
+    assert "search engine is down" in caplog.text
+
+
+def test_failures_in_a_row_stop_the_run():
+    with Sidecar(failing, max_consecutive_failures=2) as sidecar:
+        for _ in range(3):  # a success between two failures starts the count anew
+            assert not sidecar.submit(["q"], ["bad"]).result().valid.any()
+            assert sidecar.submit(["q"], ["fine"]).result().valid.all()
+        sidecar.submit(["q"], ["bad"]).result()
+        last = sidecar.submit(["q"], ["bad"])
+        with pytest.raises(RuntimeError, match=r"2 times in a row.*is down") as raised:
+            last.result()
+    assert isinstance(raised.value.__cause__, ConnectionError)
+    assert sidecar.failures == 5
+
+
+def test_a_batch_that_hangs_is_left_behind():
+    hang = threading.Event()
+
+    def reward(queries, rewrites):
+        if rewrites == ["hang"]:
+            hang.wait(30)
+        return lengths(queries, rewrites)
+
+    with Sidecar(reward, timeout=0.2) as sidecar:
+        hanging = sidecar.submit(["q"], ["hang"])
+        # Waits longer than the time-out itself, but its own scoring is quick.
+        queued = sidecar.submit(["q"], ["fine"])
+        assert queued.result().valid.all()
+        assert not hanging.result().valid.any()
+        assert sidecar.first_failure == "TimeoutError: no scores after 0.2 s"
+    hang.set()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_stop_is_not_a_failure(stop):
+    def reward(queries, rewrites):
+        raise stop
+
+    with Sidecar(reward) as sidecar:
+        pending = sidecar.submit(["q"], ["r"])
+        with pytest.raises(stop):
+            pending.result()
+    assert sidecar.failures == 0
+
+
+@pytest.mark.parametrize(
+    ("total", "message"),
+    [([1.0, 2.0], "expected one of each for 1 rewrites"), ([np.nan], "not finite")],
+)
+def test_a_malformed_reward_is_a_failure(total, message):
+    def reward(queries, rewrites):
+        total_ = np.array(total, np.float32)
+        return Reward(total_, {}, np.ones(len(total), np.bool_))
+
+    with Sidecar(reward) as sidecar:
+        assert sidecar.submit(["q"], ["r"]).result().valid.tolist() == [False]
+    assert message in sidecar.first_failure
+
+
+def test_refused():
+    for options in ({"workers": 0}, {"max_consecutive_failures": 0}, {"timeout": 0.0}):
+        with pytest.raises(ValueError, match="expected"):
+            Sidecar(lengths, **options)
+    sidecar = Sidecar(lengths)
+    sidecar.close()
+    sidecar.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        sidecar.submit(["q"], ["r"])
+
+
+def test_a_hung_batch_does_not_keep_python_alive():
+    program = """
+import time
+from jaxqr.rewards import Sidecar
+sidecar = Sidecar(lambda queries, rewrites: time.sleep(60), timeout=0.1)
+sidecar.submit(["q"], ["r"]).result()
+sidecar.submit(["q"], ["r"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], timeout=20, check=False)
+    assert done.returncode == 0
