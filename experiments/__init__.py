@@ -1,0 +1,1 @@
+"""One module per stage: `python -m experiments.NAME PRESET [--overrides]`."""

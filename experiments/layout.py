@@ -15,6 +15,7 @@ stages hold `model/`, `checkpoints/`, `metrics.jsonl` and `tensorboard/` too.
 """
 
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import tyro
 from rich.console import Console
 
@@ -37,8 +39,19 @@ def launch(
     Exits with 2 on an error in what was given, and with 130 after ctrl-C.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # progress, in a log file too
     described = {name: (f"The {name} preset.", c) for name, c in presets.items()}
-    config = tyro.extras.overridable_config_cli(described, description=doc)
+    options = (tyro.conf.AvoidSubcommands,)  # a stage that a preset lacks stays out
+    if len(presets) == 1:
+        (default,) = presets.values()
+        config = tyro.cli(
+            type(default), default=default, description=doc, config=options
+        )
+    else:
+        config = tyro.extras.overridable_config_cli(
+            described, description=doc, config=options
+        )
     try:
         main(config)
     except KeyboardInterrupt as stop:
@@ -47,7 +60,7 @@ def launch(
             file=sys.stderr,
         )
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         if "JAXQR_TRACEBACK" in os.environ:
             raise
         print(f"error: {error}\n(JAXQR_TRACEBACK=1 shows where)", file=sys.stderr)
@@ -117,12 +130,13 @@ def _plain(value: Any) -> Any:
         }
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return _plain(value._asdict())
     if isinstance(value, list | tuple):
+        fields = getattr(value, "_fields", None)
+        if fields:
+            return {name: _plain(getattr(value, name)) for name in fields}
         return [_plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    if hasattr(value, "tolist"):
+    if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     return value

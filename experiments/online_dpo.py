@@ -54,7 +54,7 @@ class Config:
     start: str = "distill"
     """The stage whose model is the first policy, and the frozen reference."""
     reference: Literal["none", "frozen"] = "frozen"
-    """`none` is MiniELM's eq. 2; `frozen` is DPO and keeps the policy near its start."""
+    """`none` is MiniELM's eq. 2; `frozen` is DPO, which stays near its start."""
     beta: float = 0.1
     candidates: int = 2
     temperature: float = 1.0
@@ -79,12 +79,16 @@ PRESETS = {
         evaluation_queries=100,
     ),
     "esci-small": Config(
-        Optimisation(1000, 16, 5e-5, "constant", evaluate_every=50, checkpoint_every=50),
+        Optimisation(
+            1000, 16, 5e-5, "constant", evaluate_every=50, checkpoint_every=50
+        ),
         run=Path("runs/esci-small"),
         candidates=4,
     ),
     "paper-gpt2": Config(
-        Optimisation(1000, 16, 1e-6, "constant", evaluate_every=50, checkpoint_every=50),
+        Optimisation(
+            1000, 16, 1e-6, "constant", evaluate_every=50, checkpoint_every=50
+        ),
         run=Path("runs/paper-gpt2"),
         reference="none",
     ),
@@ -212,7 +216,7 @@ def held_out_numbers(
 def sample(queries: Sequence[str], most: int, seed: int = 0) -> list[str]:
     """At most `most` queries in a random order, the same ones for a seed."""
     order = np.random.default_rng(seed).permutation(len(queries))[:most]
-    return [queries[i] for i in order]
+    return [queries[int(i)] for i in order]
 
 
 def _mean(values: np.ndarray, valid: np.ndarray) -> float:

@@ -41,6 +41,9 @@ class Config:
     """Labels under which a product counts as shared."""
     max_degree: int = 100
     """Products relevant to more queries than this make no pairs."""
+    official_split: bool = True
+    """Keep official test queries, and what they are paired with, out of training.
+    Without it the pairs are dealt out anew, by connected component all the same."""
     vocab_size: int = 2048
     """Vocabulary of the tokenizer that is trained."""
     tokenizer: Path | None = None
@@ -50,9 +53,7 @@ class Config:
 
 PRESETS = {
     "quickstart": Config(),
-    "esci-small": Config(
-        run=Path("runs/esci-small"), source="esci", vocab_size=8192
-    ),
+    "esci-small": Config(run=Path("runs/esci-small"), source="esci", vocab_size=8192),
     "paper-gpt2": Config(run=Path("runs/paper-gpt2"), source="esci"),
 }
 
@@ -73,6 +74,9 @@ def main(config: Config) -> None:
         if not work:
             return
         collection = _collection(config)
+        if not config.official_split:
+            forgotten = dict.fromkeys(collection.split, "train")
+            collection = collection._replace(split=forgotten)
         pairs = q2q.query_pairs(
             collection,
             k=config.k,
@@ -91,9 +95,7 @@ def main(config: Config) -> None:
         write_json(folder / "pairs.json", sides)
         if config.tokenizer:
             Tokenizer.load(config.tokenizer)  # refuse a bad folder before copying it
-            shutil.copytree(
-                config.tokenizer, folder / "tokenizer", dirs_exist_ok=True
-            )
+            shutil.copytree(config.tokenizer, folder / "tokenizer", dirs_exist_ok=True)
         else:
             texts = corpus(collection._replace(split=split))
             train_tokenizer(texts, config.vocab_size).save(folder / "tokenizer")
@@ -101,7 +103,9 @@ def main(config: Config) -> None:
             "products": len(collection.products),
             "queries": len(collection.split),
             "judgements": len(collection.judgements.query),
-            "searchable": {k: len(v) for k, v in _searchable(collection, split).items()},
+            "searchable": {
+                k: len(v) for k, v in _searchable(collection, split).items()
+            },
         }
         write_json(
             folder / "statistics.json",
@@ -129,15 +133,9 @@ def load(run: Path) -> Prepared:
 
 
 def corpus(collection: Collection) -> list[str]:
-    """Plain text of the shop: its catalogue, and the queries that may be trained on."""
-    products = [
-        text
-        for product in collection.products.values()
-        for text in (product.title, product.description)
-        if text
-    ]
-    queries = [q for q, side in collection.split.items() if side == "train"]
-    return products + queries
+    """Plain text of the shop: its titles, and the queries that may be trained on."""
+    titles = [product.title for product in collection.products.values()]
+    return titles + [q for q, side in collection.split.items() if side == "train"]
 
 
 def _collection(config: Config) -> Collection:
@@ -165,9 +163,7 @@ def _split(
     return split
 
 
-def _searchable(
-    collection: Collection, split: dict[str, str]
-) -> dict[str, list[str]]:
+def _searchable(collection: Collection, split: dict[str, str]) -> dict[str, list[str]]:
     """Queries that name a product the catalogue has text for, sorted, by side."""
     judged = collection.judgements
     relevant = np.isin(judged.label, ("E", "S"))

@@ -38,7 +38,7 @@ class Config:
     optimisation: Optimisation
     run: Path = Path("runs/quickstart")
     init: Path | None = None
-    """A Hugging Face folder of a BERT encoder; without it `model` starts from scratch."""
+    """A Hugging Face folder of a BERT encoder, instead of `model` from scratch."""
     model: str = "bert-tiny"
     negatives: float = 0.5
     """Random products per judged row, labelled irrelevant."""
@@ -250,7 +250,10 @@ def _show(report: dict[str, Any]) -> None:
     for row in report["rows"]:
         cells = [row[name] for name in names]
         table.add_row(
-            *("" if c is None else c if isinstance(c, str) else f"{c:.3f}" for c in cells)
+            *(
+                "" if c is None else c if isinstance(c, str) else f"{c:.3f}"
+                for c in cells
+            )
         )
     Console().print(table)
 

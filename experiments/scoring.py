@@ -20,7 +20,7 @@ from jaxqr.rewards.relevance import RelevanceModel
 
 SHOPPERS = 100
 POOL, GUARD_POOL = 0, 1
-"""Seeds of the shoppers that training pleases, and of those that only evaluation asks."""
+"""Seeds of the shoppers that training pleases, and of those only evaluation asks."""
 
 
 class Scorers(NamedTuple):

@@ -112,16 +112,14 @@ def measured(
 ) -> steps.Measured:
     """`steps.measure` of every pair, as numpy columns."""
     other, other_params = teacher or (None, None)
-    measure = steps.compile_step(
-        steps.measure, donate=False, model=model, other=other
-    )
+    measure = steps.compile_step(steps.measure, donate=False, model=model, other=other)
     rows = tokenizer.pairs(pairs, max_source=max_source, max_target=max_target)
     collate = partial(collate_pairs, fill=tokenizer.eos)
     parts = []
     for batch, real in in_order(rows, collate, batch_size=batch_size):
         values = measure(params, batch, *([other_params] if teacher else []))
-        parts.append([np.asarray(column)[:real] for column in values])
-    return steps.Measured(*map(np.concatenate, zip(*parts, strict=True)))
+        parts.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:real], values))
+    return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
 
 
 def validation(

@@ -8,7 +8,6 @@ Face folder (`--init`) do without it.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -46,9 +45,7 @@ _ESCI = Config(
 
 PRESETS = {
     "quickstart-teacher": _QUICK,
-    "quickstart-student": Config(
-        "student", "gpt2-tiny", Optimisation(500, 32, 3e-3)
-    ),
+    "quickstart-student": Config("student", "gpt2-tiny", Optimisation(500, 32, 3e-3)),
     "esci-small-teacher": _ESCI,
     "esci-small-student": Config(
         "student",

@@ -180,6 +180,8 @@ def test_configs_that_cannot_be():
         models.preset("gpt2-tiny", n_head=3)
     with pytest.raises(ValueError, match=r"no preset 'gpt5'.*gpt2-tiny"):
         models.preset("gpt5")
+    with pytest.raises(ValueError, match=r"no model for builtins\.str: .*GPT2Config"):
+        models.build("gpt2")
 
 
 @pytest.mark.filterwarnings("ignore")

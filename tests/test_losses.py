@@ -150,7 +150,10 @@ def test_an_empty_mask_costs_nothing(objective, arrays):
     assert np.all(np.asarray(gradient) == 0)
 
 
-@pytest.mark.parametrize("name", [*OBJECTIVES][2:])  # blocks have no denominator
+WITH_TOKENS = [*OBJECTIVES][2:]  # the first two are blocks, without metrics
+
+
+@pytest.mark.parametrize("name", WITH_TOKENS)
 def test_micro_batches_add_up_to_the_batch(name, arrays):
     objective = OBJECTIVES[name]
     (loss, metrics), gradient = value_and_gradient(objective, arrays, CLEAN_MASK)
@@ -193,7 +196,7 @@ def test_only_the_current_policy_and_values_are_differentiated(name, arrays):
 
 PAIRS = {
     "chosen": [-1.0, -6.0, -2.5],
-    "rejected": [-3.0, -2.0, -2.0],
+    "rejected": [-3.0, -2.0, -3.5],
     "ref_chosen": [-2.0, -5.0, -2.0],
     "ref_rejected": [-2.5, -2.5, -2.5],
 }
@@ -233,8 +236,8 @@ def test_dpo_is_the_weighted_mean_of_the_pairs(kind, margin, smoothing):
     close(metrics["chosen_reward"], chosen)
     close(metrics["rejected_reward"], rejected)
     close(metrics["margin"], chosen - rejected)
-    # Rewards chosen - rejected: 0.5 + 0.25, -0.5 - 0.25, -0.25 - 0.25.
-    close(metrics["accuracy"], 1 / 3.5)
+    # Chosen and rejected rewards: 0.5 > -0.25, -0.5 < 0.25, -0.25 > -0.5.
+    close(metrics["accuracy"], (1.0 + 2.0) / 3.5)
     assert metrics["pairs"] == 3.5
 
 
@@ -250,7 +253,7 @@ def test_dpo_prefers_the_chosen(kind):
 def test_dpo_gradient_is_beta_times_the_probability_of_being_wrong():
     # Rafailov et al. 2023, section 4: beta * sigmoid(r(rejected) - r(chosen)).
     gradient = jax.grad(lambda p: losses.dpo(**p, beta=0.5)[0])(pairs())
-    differences = np.array([0.75, -0.75, -0.5])
+    differences = np.array([0.75, -0.75, 0.25])
     close(gradient["chosen"], -0.5 / (1 + np.exp(differences)) / 3)
 
 
@@ -354,7 +357,7 @@ def test_gae_with_lam_one_returns_the_discounted_rewards():
     close(returns, [[1 + 1 + 1, 2 + 2, 4]])
 
 
-REWARDS = np.array([[0.1, 0.9, 0.5, 0.1], [0.3, 0.3, 0.3, 0.3]])
+REWARDS = np.array([[0.1, 0.9, 0.5, 0.2], [0.3, 0.3, 0.3, 0.3]])
 
 
 def test_group_advantages_by_their_definitions():
@@ -458,6 +461,7 @@ def test_a_token_the_teacher_excludes_costs_the_clip():
 # Every side of the clip, for both signs: (A, rho) -> (loss, gradient w.r.t. log rho).
 CLIP_CASES = {
     (1.0, 1.5): (-1.2, 0.0),  # good, already pushed up enough
+    (2.0, 1.3): (-2.4, 0.0),
     (1.0, 0.5): (-0.5, -0.5),  # good, pushed down by mistake: keep correcting
     (1.0, 1.1): (-1.1, -1.1),
     (-1.0, 1.5): (1.5, 1.5),  # bad, pushed up by mistake: keep correcting
@@ -483,7 +487,7 @@ def test_the_policy_is_clipped_on_the_profitable_side_only(importance):
     (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(logps)
     close(loss, expected.mean())
     close(gradient[0] * len(CLIP_CASES), slopes)
-    close(metrics["clip_fraction"], 2 / 6)
+    close(metrics["clip_fraction"], 3 / 7)
     close(metrics["ratio"], np.mean([rho for _, rho in CLIP_CASES]))
     before_weights = np.array([rho for _, rho in CLIP_CASES]) / importance
     close(metrics["approx_kl"], np.mean(before_weights - 1 - np.log(before_weights)))
@@ -512,11 +516,11 @@ def test_at_the_old_policy_ppo_is_the_policy_gradient(rng):
 
 
 def test_the_value_loss_takes_the_worse_of_two_errors():
-    old = [0.0, 0.0, 0.0, 0.0]
-    values = [0.1, 1.0, 1.0, -1.0]
-    returns = [1.0, 2.0, 0.1, 1.0]
-    # Within the clip; beyond it towards the return (0.2 counts, and the gradient is
-    # 0); past the return, where 1.0 is the worse; away from the return, likewise.
+    old = [3.0, 3.0, 3.0, 3.0]
+    values = [3.1, 4.0, 4.0, 2.0]
+    returns = [4.0, 5.0, 3.1, 4.0]
+    # Within the clip; beyond it towards the return (3.2 counts, and the gradient is
+    # 0); past the return, where 4.0 is the worse; away from the return, likewise.
     costs = [0.9**2 / 2, 1.8**2 / 2, 0.9**2 / 2, 2.0**2 / 2]
     slopes = [-0.9, 0.0, 0.9, -2.0]
     old, values, returns = (jnp.array([x]) for x in (old, values, returns))

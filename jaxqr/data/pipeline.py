@@ -54,7 +54,8 @@ class Batches(Generic[Batch]):
             .seed(seed)
             .shuffle()
             .repeat()
-            .batch(batch_size, batch_fn=collate)
+            # Endless rows leave no remainder, but grain counts one in floats.
+            .batch(batch_size, drop_remainder=True, batch_fn=collate)
             .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
         )
 

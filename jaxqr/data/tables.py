@@ -155,7 +155,7 @@ def read(
         column = table[name]
         if pa.types.is_binary(column.type):
             column = _decode(path, name, column)
-        elif name in required or _is_text(column.type):
+        elif name in required or _stands_for_text(column.type):
             column = _to_text(path, name, column)
         table = table.set_column(position, name, column)
     return table
@@ -192,7 +192,7 @@ def to_products(
             fields.append(
                 [
                     _price(path, row, columns[field], price)
-                    for row, price in zip(rows, prices, strict=True)
+                    for row, price in zip(rows.tolist(), prices, strict=True)
                 ]
             )
         else:
@@ -338,7 +338,7 @@ def _decode(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
         raise
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def _stands_for_text(kind: pa.DataType) -> bool:
     return pa.types.is_dictionary(kind) or pa.types.is_null(kind)
 
 
@@ -346,7 +346,7 @@ def _to_text(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return column
-    if pa.types.is_integer(kind) or _is_text(kind):
+    if pa.types.is_integer(kind) or _stands_for_text(kind):
         return column.cast(pa.string())
     raise ValueError(f"{path}, column {name!r}: {kind} values; expected text")
 

@@ -82,25 +82,39 @@ class Tokenizer:
         self._tokenizer.save_pretrained(folder)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids without special tokens."""
+        """Token ids without special tokens, even where a text spells one out."""
         if not texts:
             return []
-        return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        encoded = self._tokenizer(
+            list(texts), add_special_tokens=False, split_special_tokens=True
+        )
+        return encoded["input_ids"]
 
     def decode(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
         """The texts of `[B, T]` targets: counted tokens, without special ones."""
         rows = [list(map(int, t[m])) for t, m in zip(tokens, mask, strict=True)]
+        if not rows:
+            return []
         texts = self._tokenizer.batch_decode(
             rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return [" ".join(text.split()) for text in texts]
 
     def source(self, queries: Sequence[str], max_tokens: int) -> list[list[int]]:
-        """Prompts as id lists of at most `max_tokens`, the end of the query kept."""
-        newline = self.encode(["\n"])[0][-1]  # without a prefixed space's token
+        """Prompts as id lists of at most `max_tokens`, the end of the query kept.
+
+        Raises:
+            ValueError: the tokenizer drops newlines, as BERT's does.
+        """
+        newline = self.encode(["\n"])[0][-1:]  # without a prefixed space's token
+        if not newline:
+            raise ValueError(
+                "the tokenizer has no token for a newline, which ends a prompt: it "
+                "serves encoders only; give a language model's tokenizer folder"
+            )
         room = max(0, max_tokens - 2)
         return [
-            [self.bos, *ids[max(0, len(ids) - room) :], newline]
+            [self.bos, *ids[max(0, len(ids) - room) :], *newline]
             for ids in self.encode(queries)
         ]
 
@@ -136,15 +150,16 @@ class Tokenizer:
         max_tokens: int,
         labels: Sequence[int] | None = None,
     ) -> list[EncoderRow]:
-        """Rows of text pairs for an encoder; the second text is cut if need be."""
+        """Rows of text pairs for an encoder; the longer text is cut if need be."""
         if not first:
             return []
         encoded = self._tokenizer(
             list(first),
             list(second),
-            truncation="only_second",
+            truncation="longest_first",
             max_length=max_tokens,
             return_token_type_ids=True,
+            split_special_tokens=True,
         )
         labels = [0] * len(first) if labels is None else labels
         return [

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from jaxtyping import Array, Key
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxqr.models.families import FAMILIES, Family, Shape, Tensor
+from jaxqr.models.families import FAMILIES, Family, Shape, Tensor, family_of
 from jaxqr.models.layers import Dtype, init
 from jaxqr.types import Params
 
@@ -72,7 +72,7 @@ def load_pretrained(
         model = family.module(family.config(**chosen))
 
         wanted = _wanted(family, model)
-        problems = _mismatches(family, model, wanted, shapes, fresh=key is not None)
+        problems = _mismatches(family, wanted, shapes, fresh=key is not None)
         if problems:
             raise ValueError(
                 f"the tensors in {folder} are not those of {model.config}: "
@@ -108,8 +108,7 @@ def save_pretrained(path: str | Path, model: Any, params: Params) -> None:
         ValueError: if the parameters are not those of the module.
     """
     config, folder = model.config, Path(path)
-    model_type = next(k for k, f in FAMILIES.items() if f.config is type(config))
-    family = FAMILIES[model_type]
+    model_type, family = family_of(config)
     wanted, flat = _wanted(family, model), _flatten(params)
     expected = {ours: shape for ours, (_, shape) in wanted.items()}
     if (found := {ours: np.shape(x) for ours, x in flat.items()}) != expected:
@@ -159,28 +158,29 @@ def _flatten(params: Params) -> dict[str, Any]:
 
 def _oriented(x: np.ndarray, tensor: Tensor) -> np.ndarray:
     """The other side's layout of a tensor, in float32."""
-    x = x.astype(np.float32)
+    x = x.astype(np.float32, copy=False)
     return np.ascontiguousarray(x.T) if tensor.transpose else x
 
 
 def _wanted(family: Family, model: nn.Module) -> dict[str, tuple[Tensor, Shape]]:
     """Each parameter of `model`, with its tensor and its own shape."""
+    rows = {row.ours: row for row in family.tensors}
     shapes = _flatten(jax.eval_shape(partial(init, model), jax.random.key(0)))
-    table = {tensor.ours: tensor for tensor in _layers(family, model)}
-    return {ours: (table[ours], x.shape) for ours, x in shapes.items()}
+    return {ours: (_tensor(ours, rows), x.shape) for ours, x in shapes.items()}
 
 
-def _layers(family: Family, model: Any) -> Iterator[Tensor]:
-    """The family's table with one row per layer."""
-    for ours, theirs, transpose in family.tensors:
-        count = getattr(model.config, family.num_layers) if "{i}" in ours else 1
-        for i in range(count):
-            yield Tensor(ours.format(i=i), theirs.format(i=i), transpose)
+def _tensor(ours: str, rows: Mapping[str, Tensor]) -> Tensor:
+    """The row of a parameter: that of `h_3/c_fc/bias` is `h_{i}/c_fc/bias`."""
+    numbered = re.fullmatch(r"(\w+)_(\d+)/(.+)", ours)
+    if numbered is None:
+        return rows[ours]
+    stack, i, rest = numbered.groups()
+    row = rows[f"{stack}_{{i}}/{rest}"]
+    return row._replace(ours=ours, theirs=row.theirs.format(i=i))
 
 
 def _mismatches(
     family: Family,
-    model: nn.Module,
     wanted: Mapping[str, tuple[Tensor, Shape]],
     shapes: Mapping[str, Shape],
     *,
@@ -196,8 +196,9 @@ def _mismatches(
         elif name not in shapes and not (optional and fresh):
             remedy = " (pass `key=` to draw it at random)" if optional else ""
             problems.append(f"{name}: expected {shape}, found none{remedy}")
-    known = {tensor.theirs for tensor in _layers(family, model)} | family.ties.keys()
-    for name in shapes.keys() - known:
+    known = {tensor.theirs for tensor, _ in wanted.values()} | family.ties.keys()
+    known |= {row.theirs for row in family.tensors}  # a head that was not asked for
+    for name in sorted(shapes.keys() - known):
         problems.append(f"{name}: expected none, found {shapes[name]}")
     return problems
 

@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 
 
 class Tensor(NamedTuple):
-    """One parameter of ours and one tensor of theirs; `{i}` counts layers."""
+    """One parameter of ours and one tensor of theirs; `{i}` is the layer."""
 
     ours: str
     theirs: str
@@ -81,9 +81,6 @@ class Family(NamedTuple):
     tensors: tuple[Tensor, ...]
     """Every parameter; those that a config does not call for are passed over."""
 
-    num_layers: str
-    """The config field that counts the layers."""
-
     architecture: Callable[[Any], tuple[str, str]]
     """The transformers class to write for, and its prefix of tensor names."""
 
@@ -131,7 +128,6 @@ FAMILIES = {
         config=GPT2Config,
         module=GPT2,
         tensors=GPT2_TENSORS,
-        num_layers="n_layer",
         architecture=_gpt2_architecture,
         prefix="transformer.",
         heads=(),
@@ -151,7 +147,6 @@ FAMILIES = {
         config=BertConfig,
         module=Bert,
         tensors=BERT_TENSORS,
-        num_layers="num_hidden_layers",
         architecture=_bert_architecture,
         prefix="bert.",
         heads=("classifier.",),
@@ -166,3 +161,19 @@ FAMILIES = {
         inferred=_bert_inferred,
     ),
 }
+
+
+def family_of(config: Any) -> tuple[str, Family]:
+    """Return the `model_type` and the family of a config.
+
+    Raises:
+        ValueError: if it is not a config of ours.
+    """
+    for model_type, family in FAMILIES.items():
+        if type(config) is family.config:
+            return model_type, family
+    names = ", ".join(family.config.__name__ for family in FAMILIES.values())
+    raise ValueError(
+        f"no model for {type(config).__module__}.{type(config).__name__}: "
+        f"expected one of jaxqr.models: {names}"
+    )

@@ -6,6 +6,7 @@ reward that needs the device, so this is the one module of rewards that imports 
 import it by its own name.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,8 @@ def product_text(product: Product) -> str:
 class RelevanceModel:
     """Expected gain of (query, product) pairs; every pair is scored once and kept.
 
+    Several threads may call it, such as a sidecar's and that of an evaluation.
+
     Args:
         model: an encoder with `len(LABELS)` classes.
         params: its parameters.
@@ -64,6 +67,7 @@ class RelevanceModel:
         self._gains = np.array([gains[label] for label in LABELS], np.float32)
         self._max_tokens, self._batch_size = max_tokens, batch_size
         self._known: dict[tuple[str, str], float] = {}
+        self._lock = threading.Lock()
 
     @classmethod
     def load(
@@ -82,12 +86,14 @@ class RelevanceModel:
             for query, row in zip(queries, ids, strict=True)
             for product in row
         ]
-        new = list(dict.fromkeys(p for p in pairs if p[1] and p not in self._known))
-        if new:
-            scores = self.probabilities(
-                [query for query, _ in new], [product for _, product in new]
-            )
-            self._known.update(zip(new, (scores @ self._gains).tolist(), strict=True))
+        with self._lock:
+            new = list(dict.fromkeys(p for p in pairs if p[1] and p not in self._known))
+            if new:
+                scores = self.probabilities(
+                    [query for query, _ in new], [product for _, product in new]
+                )
+                gains = (scores @ self._gains).tolist()
+                self._known.update(zip(new, gains, strict=True))
         gains = [self._known[pair] if pair[1] else 0.0 for pair in pairs]
         return np.array(gains, np.float32).reshape(ids.shape)
 

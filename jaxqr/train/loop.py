@@ -6,12 +6,13 @@ evaluates. Killed at any moment and started again, a run ends in the same bits a
 that was never broken; ctrl-C and SIGTERM save before they stop.
 """
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -20,6 +21,7 @@ from jaxqr.train.log import Meter, RunLog
 from jaxqr.types import Params, TrainState
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Where batches come from: data, or rollouts of the state that is trained."""
 
@@ -84,7 +86,7 @@ def run(
     Raises:
         Interrupted: after SIGINT or SIGTERM, the checkpoint being safe.
     """
-    done, best, checkpoints, log = 0, None, None, None
+    done, best, checkpoints, log = 0, -math.inf, None, None
     if folder is not None:
         checkpoints = Checkpoints(Path(folder) / "checkpoints")
         if (restored := checkpoints.restore(state)) is not None:
@@ -103,7 +105,7 @@ def run(
             log.write(done, "evaluation", values)
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         meter.note(f"{title}  step {done}  {numbers}")
-        if score is not None and (best is None or values[score] > best):
+        if score is not None and values[score] > best:  # never true of NaN
             best = values[score]
             if keep is not None:
                 keep(state.params)

@@ -7,7 +7,7 @@ with: `StudentSamples` for on-policy distillation, `MixtureRollouts` for MiniLLM
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -202,6 +202,7 @@ class MixtureRollouts:
         self._rows, self._order = saved["rows"], saved["order"]
 
 
+@runtime_checkable
 class Reward(Protocol):
     """What this module reads of `jaxqr.rewards.Reward`."""
 
@@ -215,6 +216,7 @@ class Reward(Protocol):
     def flags(self) -> Mapping[str, np.ndarray]: ...  # noqa: D102
 
 
+@runtime_checkable
 class Pending(Protocol):
     """A reward on its way."""
 

@@ -31,7 +31,7 @@ from jaxqr.records import Collection, Judgements
 _MATCHES = (15, 60)
 _EXACT = (6, 10)  # judged exact products of an intent: least and most
 _JUDGED = {"E": (6, 10), "S": (4, 8), "C": (2, 5)}  # per query, [least, most)
-_LISTED = (20, 29)  # judged products per query, [least, most); the rest are I
+_LISTED = (22, 29)  # judged products per query, [least, most); the rest are I
 
 
 class Shop(NamedTuple):
@@ -57,7 +57,7 @@ def make(
     """Stocks a shop, and lets several shoppers phrase each of `num_intents` intents.
 
     Every intent has 4 to 10 queries, one or two of them in the catalogue's words, and
-    every query 20 to 28 judged products. Equal arguments give equal shops.
+    every query 22 to 28 judged products. Equal arguments give equal shops.
 
     Args:
       num_products: size of the catalogue.

@@ -1,0 +1,349 @@
+"""Every table of a run, on held-out queries, as data.
+
+    python -m experiments.evaluate quickstart
+
+Writes `runs/NAME/summary.json` (fields: `jaxqr.report`): Table 2 on test pairs, copy
+baseline first; Table 3 before and after online DPO beside copying the query, with
+paired bootstrap intervals; the curves of Figure 4; Table 5's rewrites over time.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import jaxqr
+from experiments import prepare, scoring, training
+from experiments.layout import launch, require, write_json
+from experiments.online_dpo import sample
+from jaxqr import metrics
+from jaxqr.rewards.reward import PARTS
+from jaxqr.train import rollout
+from jaxqr.train.log import read_metrics
+from jaxqr.train.rollout import Sampling
+
+COPY = "copy the query"
+INTERACTIONS = ("click", "add_to_cart", "purchase")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Evaluation of a run's finished stages."""
+
+    run: Path = Path("runs/quickstart")
+    pairs: int = 2000
+    """Most test pairs in the offline table."""
+    queries: int = 500
+    """Most held-out queries in the online table."""
+    seed: int = 0
+
+
+PRESETS = {
+    name: Config(run=Path("runs") / name)
+    for name in ("quickstart", "esci-small", "paper-gpt2")
+}
+
+MODELS = {
+    "untrained student": "warmup-student",
+    "SFT student": "sft-student",
+    "distilled student": "distill",
+    "student after online DPO": "online",
+    "SFT teacher": "sft-teacher",
+}
+"""Rows of the offline table and the stages they come from; further distillations in
+`distill-*` follow."""
+
+
+class Offline(NamedTuple):
+    """Numbers of one system, one entry per test pair."""
+
+    exact_match: np.ndarray
+    rouge_l: np.ndarray
+    tokens: np.ndarray
+    words: np.ndarray
+    nll: np.ndarray | None = None
+    target_tokens: np.ndarray | None = None
+    reverse_kl: np.ndarray | None = None
+
+    def row(self, name: str) -> dict[str, Any]:
+        """The line of the table: means over pairs, per token where it says so."""
+        row: dict[str, Any] = {
+            "model": name,
+            "exact_match": 100 * float(self.exact_match.mean()),
+            "rouge_l": 100 * float(self.rouge_l.mean()),
+            "nll_per_token": None,
+            "nll_per_sequence": None,
+            "reverse_kl": None,
+            "tokens": float(self.tokens.mean()),
+            "words": float(self.words.mean()),
+        }
+        if self.nll is not None and self.target_tokens is not None:
+            row["nll_per_token"] = float(self.nll.sum() / self.target_tokens.sum())
+            row["nll_per_sequence"] = float(self.nll.mean())
+        if self.reverse_kl is not None and self.target_tokens is not None:
+            row["reverse_kl"] = float(self.reverse_kl.sum() / self.target_tokens.sum())
+        return row
+
+
+def main(config: Config) -> None:
+    """Evaluates what is there."""
+    data = prepare.load(config.run)
+    console = Console()
+    summary: dict[str, Any] = {
+        "name": config.run.name,
+        "about": _about(config, data),
+        "pairs": _read(config.run / "data" / "statistics.json")["pairs"],
+    }
+    if (config.run / "relevance" / "evaluation.json").exists():
+        summary["relevance"] = _read(config.run / "relevance" / "evaluation.json")
+    if (config.run / "sft-teacher" / "done").exists():
+        summary["offline"] = offline(config, data)
+        _show(console, "Offline, test pairs", summary["offline"]["rows"])
+    if (config.run / "online" / "done").exists():
+        summary["online"] = online(config, data)
+        _show(console, "Online, held-out queries", summary["online"]["rows"])
+        _show(console, "Differences", summary["online"]["differences"])
+        lines = read_metrics(config.run / "online" / "metrics.jsonl")
+        summary["curves"] = [x for x in lines if x["kind"] == "evaluation"]
+        summary["training"] = [x for x in lines if x["kind"] == "train"]
+        summary["rewrites"] = _rewrites(config.run / "online" / "rewrites.jsonl")
+    write_json(config.run / "summary.json", summary)
+    console.print(f"wrote {config.run / 'summary.json'}")
+
+
+def _about(config: Config, data: prepare.Prepared) -> dict[str, Any]:
+    settings = _read(config.run / "data" / "config.json")
+    return {
+        "source": settings["source"],
+        "products": len(data.collection.products),
+        "queries": len(data.collection.split),
+        "device": jax.devices()[0].device_kind,
+        "version": jaxqr.__version__,
+        "seed": settings["seed"],
+        "command": f"python -m experiments.pipeline {config.run.name}",
+    }
+
+
+def offline(config: Config, data: prepare.Prepared) -> dict[str, Any]:
+    """Table 2: every finished stage on the test pairs, the copy baseline first."""
+    pairs = training.sample_pairs(data.pairs["test"], config.pairs, config.seed)
+    queries = list(dict.fromkeys(query for query, _ in pairs))
+    teacher, teacher_params, _ = training.load_model(
+        config.run / "sft-teacher" / "model"
+    )
+    systems = {COPY: _copy(data.tokenizer, pairs)}
+    stages = MODELS | {
+        path.name: path.name for path in sorted(config.run.glob("distill-*"))
+    }
+    for name, stage in stages.items():
+        if (config.run / stage / "done").exists():
+            systems[name] = _offline(
+                config.run / stage / "model", pairs, queries, (teacher, teacher_params)
+            )
+    comparisons = [
+        comparison
+        for better, worse in (
+            ("SFT student", "untrained student"),
+            ("distilled student", "SFT student"),
+            ("SFT teacher", "SFT student"),
+        )
+        if better in systems and worse in systems
+        for comparison in _compare_offline(systems, better, worse, pairs)
+    ]
+    return {
+        "pairs": len(pairs),
+        "queries": len(queries),
+        "rows": [system.row(name) for name, system in systems.items()],
+        "comparisons": comparisons,
+    }
+
+
+def _copy(tokenizer, pairs) -> Offline:
+    queries = [query for query, _ in pairs]
+    return _texts(tokenizer, queries, pairs)
+
+
+def _texts(tokenizer, written: Sequence[str], pairs) -> Offline:
+    references = [rewrite for _, rewrite in pairs]
+    return Offline(
+        metrics.exact_match(written, references),
+        metrics.rouge_l(written, references),
+        np.array([len(ids) for ids in tokenizer.encode(written)]),
+        np.array([len(text.split()) for text in written]),
+    )
+
+
+def _offline(folder: Path, pairs, queries, teacher) -> Offline:
+    model, params, tokenizer = training.load_model(folder)
+    sampling = Sampling(temperature=0.0)
+    texts = rollout.rewrite(
+        model, params, tokenizer, queries, jax.random.key(0), sampling=sampling
+    )
+    by_query = {query: text[0] for query, text in zip(queries, texts, strict=True)}
+    columns = training.measured(
+        model,
+        params,
+        tokenizer,
+        pairs,
+        max_source=sampling.max_source,
+        max_target=sampling.max_new_tokens,
+        teacher=teacher,
+    )
+    return _texts(tokenizer, [by_query[query] for query, _ in pairs], pairs)._replace(
+        nll=columns.nll, target_tokens=columns.tokens, reverse_kl=columns.reverse_kl
+    )
+
+
+def _compare_offline(systems, better, worse, pairs) -> list[dict[str, Any]]:
+    """Paired differences per query, so that a query with many pairs counts once."""
+    names = [query for query, _ in pairs]
+    results = []
+    for metric, scale in (("rouge_l", 100), ("nll", 1), ("reverse_kl", 1)):
+        a, b = (getattr(systems[name], metric) for name in (worse, better))
+        if metric != "rouge_l":
+            # Per token, as in the table.
+            a = a / systems[worse].target_tokens
+            b = b / systems[better].target_tokens
+        results.append(
+            {"metric": metric, "model": better, "than": worse}
+            | _difference(scale * by_query(a, names), scale * by_query(b, names))
+        )
+    return results
+
+
+def by_query(values: np.ndarray, queries: Sequence[str]) -> np.ndarray:
+    """Means of the rows of each query, in order of first appearance."""
+    index = {query: i for i, query in enumerate(dict.fromkeys(queries))}
+    rows = np.array([index[query] for query in queries])
+    return np.bincount(rows, values) / np.bincount(rows)
+
+
+def online(config: Config, data: prepare.Prepared) -> dict[str, Any]:
+    """Table 3: copying, before and after online DPO, on held-out queries."""
+    settings = _read(config.run / "online" / "config.json")
+    queries = sample(data.searchable["test"], config.queries, config.seed)
+    scorers = scoring.build(
+        config.run, data, k=settings["k"], weights=settings["weights"]
+    )
+    sampling = Sampling(
+        settings["max_source"], settings["max_new_tokens"], temperature=0.0
+    )
+    before = f"before ({settings['start']})"
+    after = "after online DPO"
+    systems = {
+        COPY: queries,
+        before: _write(config.run / settings["start"], queries, sampling),
+        after: _write(config.run / "online", queries, sampling),
+    }
+    numbers, flags = {}, {}
+    for name, rewrites in systems.items():
+        numbers[name], flags[name] = _online(scorers, queries, rewrites)
+    shown = list(numbers[after])
+    return {
+        "queries": len(queries),
+        "k": settings["k"],
+        "updates": settings["optimisation"]["num_steps"],
+        "metrics": shown,
+        "rows": [
+            {"system": name}
+            | {metric: float(np.nanmean(numbers[name][metric])) for metric in shown}
+            | flags[name]
+            | _length(data.tokenizer, systems[name])
+            for name in systems
+        ],
+        "differences": [
+            {"metric": metric, "system": after, "than": than}
+            | _difference(numbers[than][metric], numbers[after][metric])
+            for than in (before, COPY)
+            for metric in shown
+        ],
+    }
+
+
+def _write(stage: Path, queries: Sequence[str], sampling: Sampling) -> list[str]:
+    model, params, tokenizer = training.load_model(
+        require(stage, "python -m experiments.pipeline PRESET") / "model"
+    )
+    texts = rollout.rewrite(
+        model, params, tokenizer, queries, jax.random.key(0), sampling=sampling
+    )
+    return [text[0] for text in texts]
+
+
+def _online(
+    scorers: scoring.Scorers, queries: Sequence[str], rewrites: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    reward, guard = scorers.reward(queries, rewrites), scorers.guard(queries, rewrites)
+
+    def known(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        return np.where(valid, values, np.nan)
+
+    numbers = {"total": known(reward.total, reward.valid)}
+    numbers |= {name: known(reward.parts[name], reward.valid) for name in PARTS}
+    numbers |= {
+        f"guard_{name}": known(guard.parts[name], guard.valid) for name in INTERACTIONS
+    }
+    ndcg = scorers.ndcg(queries, rewrites)
+    if not np.isnan(ndcg).all():
+        numbers["ndcg"] = ndcg
+    if scorers.true_gain:
+        numbers["true_gain"] = scorers.true_gain(queries, rewrites)
+    renamed = {"copy": "copies"}
+    flags = {renamed.get(k, k): float(np.mean(v)) for k, v in reward.flags.items()}
+    return numbers, flags
+
+
+def _length(tokenizer, texts: Sequence[str]) -> dict[str, float]:
+    return {"length": float(np.mean([len(ids) for ids in tokenizer.encode(texts)]))}
+
+
+def _difference(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+    """Paired bootstrap over the rows that both know."""
+    known = ~(np.isnan(before) | np.isnan(after))
+    interval = metrics.paired_bootstrap(before[known], after[known])
+    return {
+        "difference": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+    }
+
+
+def _rewrites(path: Path) -> list[dict[str, Any]]:
+    by_query: dict[str, dict[str, Any]] = {}
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        for query, (text, total) in record["rewrites"].items():
+            row = by_query.setdefault(
+                query, {"query": query, "by_step": {}, "total_by_step": {}}
+            )
+            row["by_step"][str(record["step"])] = text
+            row["total_by_step"][str(record["step"])] = total
+    return list(by_query.values())
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _show(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:
+    table = Table(title=title)
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "))
+    for row in rows:
+        table.add_row(*map(_cell, row.values()))
+    console.print(table)
+
+
+_cell: Callable[[Any], str] = lambda value: (  # noqa: E731
+    "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+)
+
+
+if __name__ == "__main__":
+    launch(main, PRESETS, __doc__)

@@ -1,0 +1,12 @@
+"""The main job, small: `python -m experiments.pipeline quickstart` by a shorter name.
+
+    python -m experiments.quickstart
+
+The synthetic shop, a 3.7 M-parameter teacher, a 0.7 M-parameter student. CPU.
+"""
+
+from experiments.layout import launch
+from experiments.pipeline import PRESETS, main
+
+if __name__ == "__main__":
+    launch(main, {"quickstart": PRESETS["quickstart"]}, __doc__)

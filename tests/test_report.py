@@ -1,0 +1,562 @@
+import copy
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from jaxqr import report
+from jaxqr.report import figures, page, sections
+from jaxqr.report.verdict import verdict
+
+COPY, BEFORE, AFTER = "copy the query", "before (distill)", "after online DPO"
+EVIL = "<script>alert('x')</script> & \"3/4\" bolt"
+VOID = {"meta", "img", "br"}
+
+SYSTEMS = {  # copy, before, after
+    "total": (0.25, 0.30, 0.39),
+    "relevance": (0.412, 0.354, 0.441),
+    "diversity": (0.0, 0.48, 0.52),
+    "click": (0.37, 0.32, 0.42),
+    "add_to_cart": (0.25, 0.21, 0.32),
+    "purchase": (0.179, 0.141, 0.231),
+    "guard_purchase": (0.178, 0.143, 0.221),
+    "ndcg": (0.801, 0.762, 0.833),
+    "true_gain": (None, None, None),
+}
+
+
+def difference(metric, than, low, high):
+    return {
+        "metric": metric,
+        "system": AFTER,
+        "than": than,
+        "difference": (low + high) / 2,
+        "low": low,
+        "high": high,
+    }
+
+
+def make_summary() -> dict:
+    names = list(SYSTEMS)
+    return {
+        "name": "quick & dirty",
+        "about": {
+            "source": "shop",
+            "products": 6000,
+            "queries": 2100,
+            "device": "cpu",
+            "version": "0.1.0",
+            "seed": 7,
+            "command": "python -m experiments.pipeline quickstart",
+        },
+        "pairs": {
+            "queries": 2000,
+            "products": 5500,
+            "skipped_products": 12,
+            "shared_at_least": {"1": 9000, "2": 4321},
+            "candidates": 4321,
+            "copies": 5,
+            "rejected": 0,
+            "verified": False,
+            "pairs": 4316,
+            "components": 512,
+            "largest_component": 41,
+            "splits": {
+                "train": {"pairs": 3012, "queries": 1203, "components": 330},
+                "test": {"pairs": 1304, "queries": 797, "components": 182},
+            },
+        },
+        "relevance": {
+            "rows": [
+                {"ranker": "M1", "accuracy": 0.731, "macro_f1": 0.552, "ndcg": 0.884},
+                {"ranker": "BM25", "accuracy": None, "macro_f1": None, "ndcg": 0.823},
+            ],
+            "test_rows": 1012,
+            "test_queries": 23,
+        },
+        "offline": {
+            "pairs": 444,
+            "queries": 260,
+            "rows": [
+                {"model": COPY, "exact_match": 0.0, "rouge_l": 40.14}
+                | {"nll_per_token": None, "nll_per_sequence": None}
+                | {"reverse_kl": None, "tokens": 5.1, "words": 3.2},
+                {"model": "SFT student", "exact_match": 1.8, "rouge_l": 35.2}
+                | {"nll_per_token": 3.125, "nll_per_sequence": 15.91}
+                | {"reverse_kl": 0.412, "tokens": 5.0, "words": 3.1},
+                {"model": "distilled student", "exact_match": 2.2, "rouge_l": 37.9}
+                | {"nll_per_token": 3.221, "nll_per_sequence": 16.44}
+                | {"reverse_kl": 0.251, "tokens": 4.9, "words": 3.0},
+            ],
+            "comparisons": [
+                {"metric": metric, "model": "distilled student", "than": "SFT student"}
+                | {"difference": d, "low": low, "high": high}
+                for metric, d, low, high in (
+                    ("rouge_l", 2.7, 0.4, 5.0),
+                    ("reverse_kl", -0.16, -0.2, -0.12),
+                    ("nll_per_token", 0.1, 0.05, 0.15),
+                )
+            ],
+        },
+        "online": {
+            "queries": 214,
+            "k": 20,
+            "updates": 1000,
+            "metrics": names,
+            "rows": [
+                {"system": system, "empty": 0.0, "no_results": 0.25 * i}
+                | {"copies": [1.0, 0.11, 0.0625][i], "length": 5.0 + i}
+                | {name: SYSTEMS[name][i] for name in names}
+                for i, system in enumerate((COPY, BEFORE, AFTER))
+            ],
+            "differences": [
+                *(difference(n, BEFORE, 0.0412, 0.0766) for n in names[:-1]),
+                *(difference(n, COPY, 0.0093, 0.0487) for n in names[:-1]),
+            ],
+        },
+        "curves": [
+            dict.fromkeys((*names[:-1], "kl", "entropy"), 0.3 + step / 500)
+            | {"step": step, "length": 3.0}
+            for step in range(0, 101, 10)
+        ],
+        "training": [
+            {"step": step, "chosen_score": 0.4, "rejected_score": 0.2 + step / 1000}
+            | {"reward": 0.3, "loss": 0.69, "tied": 0.125, "failed": 0.0}
+            for step in range(1, 101)
+        ],
+        "rewrites": [
+            {
+                "query": query,
+                "by_step": {str(s): f"{query} at {s // 60}" for s in range(0, 101, 10)},
+                "total_by_step": {str(s): s / 100 for s in range(0, 101, 10)},
+            }
+            for query in ("red shoes", EVIL)
+        ],
+    }
+
+
+class Page(HTMLParser):
+    """Rows of cell texts, the text without tags, attributes; tags must balance."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.rows: list[list[str]] = []
+        self.bold: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.words.append(data)
+        if "b" in self.open:
+            self.bold.append(data)
+        if {"td", "th"} & {*self.open}:
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def images():
+    return figures.draw(make_summary())
+
+
+@pytest.fixture(scope="module")
+def html(images):
+    return page.render(make_summary(), images)
+
+
+def written(tmp_path, summary):
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    return report.write(tmp_path)
+
+
+def test_write_makes_page_and_figures(tmp_path):
+    path = written(tmp_path, make_summary())
+    assert path == tmp_path / "report.html"
+    names = {p.name for p in (tmp_path / "figures").iterdir()}
+    assert names == {f"{name}.png" for name in figures.NAMES}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "summary.json",
+        "report.html",
+        "figures",
+    }
+    again = path.read_bytes()
+    assert report.write(tmp_path).read_bytes() == again
+
+
+def test_tables_hold_every_value(html):
+    rows = {row[0]: row[1:] for row in Page(html).rows}
+    assert rows["train"] == ["3,012", "1,203", "330"]
+    assert rows["M1"] == ["0.731", "0.552", "0.884"]
+    assert rows["BM25"] == ["–", "–", "0.823"]
+    distilled = ["2.2", "37.9", "3.221", "16.44", "0.251", "4.9", "3.0"]
+    assert rows["distilled student"] == distilled
+    assert rows[COPY] == ["0.0", "40.1", "–", "–", "–", "5.1", "3.2"]
+    assert rows["Relevance"] == [
+        "0.412",
+        "0.354",
+        "0.441",
+        "+0.059 0.041 to 0.077 ▲",
+        "+0.029 0.009 to 0.049 ▲",
+    ]
+    labels = ["Reward", "Relevance", "Diversity", "Click", "Purchase"]
+    for label in [*labels, "Add to cart", "Guard purchase", "Judged nDCG"]:
+        assert len(rows[label]) == 5
+    assert "True gain" not in rows
+    assert "Not defined in this run: True gain" in html
+    assert rows["Copies of the query"][:3] == ["100.0\xa0%", "11.0\xa0%", "6.2\xa0%"]
+    assert rows["Without results"][:3] == ["0.0\xa0%", "25.0\xa0%", "50.0\xa0%"]
+    assert rows["Tokens"][:3] == ["5.0", "6.0", "7.0"]
+    reverse_kl = rows["Reverse KL: distilled student minus SFT student"]
+    assert reverse_kl == ["−0.16", "−0.20 to −0.12", "▼"]
+
+
+def test_best_values_are_bold_and_the_copy_competes(html):
+    bold = Page(html).bold
+    assert "40.1" in bold  # the copy's ROUGE-L
+    assert "0.441" in bold
+    assert "3.125" in bold  # lower NLL
+    assert "0.251" in bold  # lower reverse KL
+    assert not {"0.412", "37.9", "3.221", "3.0", "5.1"} & {*bold}
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "sign"),
+    [("ROUGE-L", "above", "▲"), ("Reverse KL", "above", "▼"), ("NLL", "below", "▲")],
+)
+def test_marks_colour_what_is_better_and_not_what_is_higher(html, row, kind, sign):
+    (line,) = [x for x in html.splitlines() if "minus SFT student" in x and row in x]
+    assert re.search(rf'class="{kind}"[^>]*>{sign}<', line)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sign"),
+    [(0.01, 0.02, "▲"), (-0.02, -0.01, "▼"), (-0.01, 0.01, "○"), (0.0, 0.02, "○")],
+)
+def test_an_interval_counts_only_beyond_zero(images, low, high, sign):
+    summary = make_summary()
+    summary["online"]["differences"] = [difference("click", COPY, low, high)]
+    rows = {row[0]: row[1:] for row in Page(page.render(summary, images)).rows}
+    assert rows["Click"][3] == ""
+    assert rows["Click"][4].endswith(sign)
+
+
+def test_every_text_is_escaped(images):
+    summary = make_summary()
+    summary["name"] = EVIL
+    summary["about"] = dict.fromkeys(summary["about"], EVIL) | {
+        "products": 1,
+        "queries": 1,
+    }
+    summary["relevance"]["rows"][0]["ranker"] = EVIL
+    summary["offline"]["rows"][1]["model"] = EVIL
+    summary["offline"]["comparisons"][0] |= {"model": EVIL, "metric": EVIL}
+    summary["pairs"]["splits"][EVIL] = summary["pairs"]["splits"]["test"]
+    summary["online"]["rows"][2]["system"] = EVIL
+    summary["online"]["metrics"] = [*SYSTEMS, EVIL]
+    for row in summary["online"]["rows"]:
+        row[EVIL] = 0.5
+    for item in summary["online"]["differences"]:
+        item["system"] = EVIL
+    alt = {name: image._replace(alt=EVIL) for name, image in images.items()}
+    parsed = Page(page.render(summary, alt))
+    assert "script" not in {tag for tag, _ in parsed.tags}
+    assert parsed.text.count(EVIL) >= 10
+    assert [a["alt"] for tag, a in parsed.tags if tag == "img"] == [EVIL] * 4
+
+
+def test_the_page_is_self_contained(html):
+    parsed = Page(html)
+    targets = {attrs["id"] for _, attrs in parsed.tags if "id" in attrs}
+    for _, attrs in parsed.tags:
+        for name in {"src", "href", "srcset", "action", "data"} & attrs.keys():
+            link = attrs[name] or ""
+            assert link.startswith("data:image/png;base64,") or link[1:] in targets
+        assert not [name for name in attrs if name.startswith("on")]
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in parsed.tags}
+    assert not re.search(r"url\(|@import|https?:", html)
+
+
+def test_images_have_words_and_are_not_blank(images):
+    from matplotlib.image import imread
+
+    assert {*images} == {*figures.NAMES}
+    for image in images.values():
+        pixels = imread(io.BytesIO(image.png))[..., :3]
+        assert pixels.shape[1] == 1680
+        assert pixels.std() > 0.02
+        blue = np.array([0x00, 0x72, 0xB2]) / 255
+        assert (np.abs(pixels - blue).max(axis=-1) < 0.02).sum() > 100
+        assert len(image.alt) > 40
+        assert "nan" not in image.alt
+    assert "Relevance +0.059 (0.041 to 0.077) against before" in images["table-3"].alt
+    assert images["table-3"].alt.count("Relevance") == 2
+    assert images["table-3"].alt.count("Diversity") == 1  # not against the copy
+    assert "Relevance 0.300 to 0.500, copy 0.412" in images["rewards"].alt
+
+
+def test_the_forest_shows_worse_as_another_colour():
+    from matplotlib.image import imread
+
+    online = make_summary()["online"]
+    online["differences"] = [difference("click", COPY, -0.2, -0.1)]
+    pixels = imread(io.BytesIO(figures.forest(online).png))[..., :3]
+    vermilion = np.array([0xD5, 0x5E, 0x00]) / 255
+    assert (np.abs(pixels - vermilion).max(axis=-1) < 0.02).sum() > 100
+
+
+def test_moving_average_is_the_mean_of_what_is_known():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=40)
+    values[[3, 10, 11, 12, 13, 14, 15]] = np.nan
+    expected = []
+    for end in range(1, 41):
+        known = [x for x in values[max(end - 5, 0) : end] if not math.isnan(x)]
+        expected.append(sum(known) / len(known) if known else math.nan)
+    np.testing.assert_allclose(figures.moving_average(values, 5), expected)
+    assert math.isnan(expected[14])
+
+
+# The verdict
+
+
+def judged(relevance, *, ndcg=(0.01, 0.05), before=(0.01, 0.05), total=None):
+    """The verdict where these are the intervals, to the copy but for `before`."""
+    summary = make_summary()
+    summary["online"]["differences"] = [
+        difference("relevance", COPY, *relevance),
+        difference("ndcg", COPY, *ndcg),
+        difference("relevance", BEFORE, *before),
+        difference("ndcg", BEFORE, *ndcg),
+        *([difference("total", BEFORE, *total)] if total else []),
+    ]
+    return verdict(summary)
+
+
+POSITIVE, NULL, NEGATIVE = (0.01, 0.05), (-0.02, 0.03), (-0.05, -0.01)
+
+
+@pytest.mark.parametrize(
+    ("relevance", "ndcg", "opening"),
+    [
+        (POSITIVE, POSITIVE, "Rewriting helps:"),
+        (POSITIVE, NULL, "Rewriting may help:"),
+        (POSITIVE, NEGATIVE, "Mixed evidence: relevance is above"),
+        (NULL, NULL, "No clear gain:"),
+        (NULL, NEGATIVE, "No clear gain:"),
+        (NEGATIVE, NULL, "Copying the query is better:"),
+        (NEGATIVE, NEGATIVE, "Copying the query is better:"),
+        (NEGATIVE, POSITIVE, "Mixed evidence: relevance is below"),
+    ],
+)
+def test_the_headline_follows_the_intervals(relevance, ndcg, opening):
+    assert judged(relevance, ndcg=ndcg).headline.startswith(opening)
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [(POSITIVE, "more relevant."), (NULL, "not clearly"), (NEGATIVE, "less relevant.")],
+)
+def test_the_headline_tells_what_training_did(before, words):
+    assert words in judged(POSITIVE, before=before).headline.split(". ")[1] + "."
+
+
+def test_the_verdict_gives_numbers_and_admits_intervals_that_include_zero():
+    first = judged(NULL, before=POSITIVE).paragraphs[0]
+    assert first == (
+        "After 1,000 updates the rewriter's relevance on 214 held-out queries is "
+        "0.441, against 0.354 before (difference +0.030, 95 % interval 0.010 to 0.050) "
+        "and 0.412 for copying the query (difference +0.005, 95 % interval −0.020 to "
+        "0.030, which includes 0)."
+    )
+
+
+def test_the_verdict_says_how_diversity_moved_and_what_failed():
+    first, second = verdict(make_summary()).paragraphs
+    assert "Diversity rose, from 0.480 to 0.520 (difference +0.059" in first
+    assert "guard purchase and judged nDCG are higher" in second
+    assert "6.2\xa0% copy the query and 50.0\xa0% find nothing." in second
+    assert "synthetic shop" in second
+
+
+def test_the_verdict_warns_when_the_reward_is_gamed():
+    warning = "The reward rose while judged nDCG fell"
+    assert warning in judged(POSITIVE, ndcg=NEGATIVE, total=POSITIVE).paragraphs[1]
+    assert warning not in judged(POSITIVE, ndcg=NULL, total=POSITIVE).paragraphs[1]
+    assert warning not in judged(POSITIVE, ndcg=NEGATIVE, total=NULL).paragraphs[1]
+
+
+def test_the_verdict_without_the_online_stage():
+    summary = make_summary()
+    del summary["online"]
+    told = verdict(summary)
+    assert told.headline == "No model has a higher ROUGE-L than copying the query."
+    assert "distilled student has the highest" in told.paragraphs[0]
+    summary["offline"]["rows"][1]["rouge_l"] = 45.0
+    told = verdict(summary)
+    assert told.headline == "SFT student has a higher ROUGE-L than copying the query."
+    del summary["offline"]
+    assert verdict(summary).headline == "Nothing has been evaluated yet."
+
+
+# Sections
+
+
+@pytest.mark.parametrize(
+    ("key", "stage", "lost"),
+    [
+        ("pairs", "prepare", set()),
+        ("relevance", "relevance", set()),
+        ("offline", "distill", set()),
+        ("online", "online_dpo", {"table-3"}),
+        ("training", "online_dpo", {"figure-4"}),
+        ("curves", "online_dpo", {"rewards", "drift"}),
+        ("rewrites", "online_dpo", set()),
+    ],
+)
+def test_a_missing_section_is_left_out_with_its_command(html, images, key, stage, lost):
+    summary = make_summary()
+    del summary[key]
+    kept = {name: image for name, image in images.items() if name not in lost}
+    shorter = Page(page.render(summary, kept)).text
+    sentence = f"To make it: python -m experiments.{stage} PRESET , then"
+    assert shorter.count(sentence) == 1
+    assert sentence not in Page(html).text
+
+
+def test_a_run_with_nothing_but_a_name_has_a_page(tmp_path):
+    written(tmp_path, make_summary())
+    summary = {"name": "bare", "about": {"seed": 0}, "curves": [], "online": None}
+    path = written(tmp_path, summary)
+    assert Page(path.read_text()).text.count("Not part of this run yet.") == 7
+    assert not list((tmp_path / "figures").iterdir())  # those of the page before
+
+
+def test_numbers_that_are_nan_or_missing_are_dashes(tmp_path):
+    summary = make_summary()
+    summary["training"][0] = {"step": 1, "chosen_score": math.nan}
+    summary["curves"][0] = {"step": 0, "kl": None}
+    summary["online"]["rows"][0]["relevance"] = math.nan
+    summary["online"]["differences"][0]["difference"] = None
+    text = written(tmp_path, summary).read_text()
+    rows = {row[0]: row[1:] for row in Page(text).rows}
+    assert rows["Relevance"][:3] == ["–", "0.354", "0.441"]
+    assert rows["Reward"][3] == ""
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", text).lower()
+
+
+def test_examples_show_evenly_spaced_steps(html):
+    rows = Page(html).rows
+    (head,) = [row for row in rows if row[0] == "query"]
+    steps = [0, 20, 40, 60, 80, 100]
+    assert head[1:] == [f"t{i}: update {step}" for i, step in enumerate(steps)]
+    (shoes,) = [row for row in rows if row[0] == "red shoes"]
+    rewards = ["0.00", "0.20", "0.40", "0.60", "0.80", "1.00"]
+    texts = [f"red shoes at {n} {r}" for n, r in zip("000111", rewards, strict=True)]
+    assert shoes[1:] == texts
+    kinds = re.findall(r'<span class="(same|new)">red shoes at', html)
+    assert kinds == ["new", "same", "same", "new", "same", "same"]
+
+
+def test_an_empty_rewrite_is_named_and_a_missing_one_is_blank(images):
+    summary = make_summary()
+    del summary["rewrites"][0]["by_step"]["0"]
+    summary["rewrites"][0]["by_step"]["20"] = " "
+    cells = {r[0]: r[1:] for r in Page(page.render(summary, images)).rows}["red shoes"]
+    assert cells[:2] == ["", "(empty) 0.20"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 7, 20, 21])
+def test_spaced_keeps_both_ends(count):
+    steps = list(range(0, 50 * count, 50))
+    chosen = sections.spaced(steps, 6)
+    assert len(chosen) == min(count, 6)
+    assert chosen == sorted({*chosen})
+    assert (chosen[0], chosen[-1]) == (steps[0], steps[-1])
+    gaps = np.diff(chosen)
+    assert not len(gaps) or gaps.max() - gaps.min() <= 50
+
+
+def test_m1_that_does_not_beat_bm25_is_not_trusted(images):
+    summary = make_summary()
+    assert "Do not trust" not in page.render(summary, images)
+    summary["relevance"]["rows"][0]["ndcg"] = 0.8
+    assert "not above that of BM25, 0.823. Do not trust" in page.render(summary, images)
+
+
+# What cannot be read
+
+
+def test_a_missing_summary_names_the_command(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"summary\.json.*experiments\.evaluate"
+    ):
+        report.write(tmp_path)
+
+
+def broken(change):
+    summary = copy.deepcopy(make_summary())
+    change(summary)
+    return json.dumps(summary)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not a JSON object"),
+        (b"\xff\xfe", "not JSON"),
+        (broken(lambda s: s.pop("name")), "'name' is NoneType, expected str"),
+        (broken(lambda s: s.update(curves={"step": 1})), "'curves' is dict"),
+        (broken(lambda s: s["online"].pop("k")), "'online' lacks k"),
+        (broken(lambda s: s["curves"][3].pop("step")), "'curves' lacks step"),
+        (broken(lambda s: s["online"]["rows"].pop()), "expected 'copy the query'"),
+        (broken(lambda s: s["online"]["rows"][1].pop("system")), "lacks system"),
+        (broken(lambda s: s["offline"]["comparisons"][0].pop("low")), "lacks low"),
+        (broken(lambda s: s["offline"].update(rows=3)), "'offline.rows' is int"),
+        (broken(lambda s: s.update(training=[1, 2])), "'training' lacks step"),
+    ],
+)
+def test_a_corrupt_summary_is_refused_and_the_page_kept(tmp_path, text, problem):
+    (tmp_path / "report.html").write_text("before")
+    content = text if isinstance(text, bytes) else text.encode()
+    (tmp_path / "summary.json").write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(problem)) as error:
+        report.write(tmp_path)
+    assert str(tmp_path / "summary.json") in str(error.value)
+    assert "python -m experiments.evaluate PRESET" in str(error.value)
+    assert (tmp_path / "report.html").read_text() == "before"
+
+
+def test_importing_it_is_cheap():
+    code = (
+        "import sys, jaxqr.report;"
+        "print({'jax', 'matplotlib', 'flax', 'pandas'} & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
