@@ -24,6 +24,9 @@ from jaxqr.types import Features, Generated, Params, Prompts
 HEAD = 128
 """Truncation first looks at this many best tokens, and at all of them if need be."""
 
+BLOCK = 128
+"""Width of the blocks in which a drawn token is searched for."""
+
 Scalar = float | int | Float[Array, ""]
 
 
@@ -216,7 +219,7 @@ def _at(values, token):
 
 
 def _log_mixture(logqs, weights):
-    if len(logqs) == 1:
+    if len(logqs) == 1:  # one model's log-probabilities are used as they are
         return logqs[0]
     return jax.nn.logsumexp(jnp.stack(logqs), b=weights[:, None, None], axis=0)
 
@@ -239,20 +242,45 @@ def sample(
     >>> int(sample(logits, jax.random.key(0), temperature=0.0)[0])
     1
     """
-    greedy = jnp.argmax(logits, axis=-1)
+    best = jnp.max(logits, axis=-1, keepdims=True)
+    greedy = _first(logits == best)
     temperature = jnp.float32(temperature)
 
     def draw():
-        scaled = logits / temperature
-        scaled = scaled - jnp.max(scaled, axis=-1, keepdims=True)
+        scaled = (logits - best) / temperature
         weights = jnp.where(_kept(scaled, top_k, top_p), jnp.exp(scaled), 0.0)
-        cumulative = jnp.cumsum(weights, axis=-1)
-        uniform = jax.random.uniform(key, (logits.shape[0], 1))
-        below = cumulative <= uniform * cumulative[:, -1:]
-        token = jnp.minimum(jnp.sum(below, axis=-1), logits.shape[-1] - 1)
+        token = _inverse_cdf(weights, jax.random.uniform(key, logits.shape[:1]))
         return jnp.where(_at(weights, token) > 0, token, greedy)
 
     return jax.lax.cond(temperature > 0, draw, lambda: greedy)
+
+
+def _first(marked: Bool[Array, "B V"]) -> Int[Array, " B"]:
+    """Index of each row's first True, or the last index. XLA's argmax is 10x slower."""
+    index = jnp.arange(marked.shape[-1], dtype=jnp.int32)[None]
+    last = jnp.int32(marked.shape[-1] - 1)
+    return jnp.min(jnp.where(marked, index, last), axis=-1)
+
+
+def _inverse_cdf(
+    weights: Float[Array, "B V"], uniform: Float[Array, " B"]
+) -> Int[Array, " B"]:
+    """The first token whose cumulative weight exceeds `uniform` of the total.
+
+    Found in two steps, the block and then the token in it: a cumulative sum over the
+    whole vocabulary takes ten times as long on a CPU.
+    """
+    rows, vocabulary = weights.shape
+    width = min(BLOCK, vocabulary)
+    blocks = jnp.pad(weights, ((0, 0), (0, -vocabulary % width)))
+    blocks = blocks.reshape(rows, -1, width)
+    upto = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
+    target = uniform * upto[:, -1]
+    block = _first(upto > target[:, None])
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    target = target - jnp.where(block > 0, _at(upto, jnp.maximum(block - 1, 0)), 0.0)
+    token = block * width + _first(jnp.cumsum(inside, axis=-1) > target[:, None])
+    return jnp.minimum(token, vocabulary - 1)
 
 
 def _kept(logits, top_k, top_p) -> Bool[Array, "B V"]:
@@ -263,11 +291,11 @@ def _kept(logits, top_k, top_p) -> Bool[Array, "B V"]:
     and else bisected over all tokens.
     """
     vocabulary = logits.shape[-1]
+    width = min(HEAD, vocabulary)
     top_k = jnp.where(jnp.asarray(top_k) > 0, top_k, vocabulary)
-    head = jax.lax.top_k(logits, min(HEAD, vocabulary))[0]
-    width = head.shape[-1]
 
     def truncate():
+        head = jax.lax.top_k(logits, width)[0]
         rank = jnp.arange(width)[None]
         weights = jnp.exp(head) * (rank < top_k)
         total = jnp.where(

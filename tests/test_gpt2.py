@@ -84,7 +84,7 @@ def test_a_cache_changes_nothing(gpt2, tokens):
         model, params, prompts, max_new_tokens=4, method="prefill"
     )
     assert_close(features.hidden, expected[:, 3:4])
-    assert cache.layers[0].keys.shape == (3, 8, 4, 8)
+    assert cache.layers[0].keys.shape == (3, 4, 8, 8)
     assert cache.position.tolist() == [4, 2, 1]
 
     step = jax.jit(partial(model.apply, params, method="step"))

@@ -12,7 +12,6 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxqr.models.layers import (
     Dtype,
     Embedding,
-    KeyValues,
     Linear,
     attention,
     check_heads,
@@ -66,7 +65,7 @@ class Layer(nn.Module):
             out = Linear(width, dtype, name=name)(x)
             return out.reshape(rows, length, count, width // count)
 
-        h = attention(heads("query"), KeyValues(heads("key"), heads("value")), attend)
+        h = attention(heads("query"), heads("key"), heads("value"), attend)
         h = Linear(width, dtype, name="attn_proj")(h.reshape(x.shape))
         x = layer_norm(eps, dtype, name="attn_norm")(x + h)
         h = Linear(config.intermediate_size, dtype, name="mlp_fc")(x)

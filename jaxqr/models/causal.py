@@ -22,7 +22,7 @@ class Cache(NamedTuple):
     """
 
     layers: tuple[KeyValues, ...]
-    """Keys and values of each layer [B S K C], in the dtype of the computation."""
+    """Keys and values of each layer [B K S C], in the dtype of the computation."""
 
     mask: Bool[Array, "B S"]
     """True where a slot holds a real token; False at padding and at free slots."""
@@ -92,13 +92,14 @@ class CausalLM(nn.Module):
         check_length(length + max_new_tokens, self.config.max_length)
         features, layers = self._read(prompts.tokens, prompts.mask)
 
-        def widen(x: Array) -> Array:
-            free = ((0, 0), (0, max_new_tokens), *[(0, 0)] * (x.ndim - 2))
+        def widen(x: Array, axis: int) -> Array:
+            free = [(0, 0)] * x.ndim
+            free[axis] = (0, max_new_tokens)
             return jnp.pad(x, free)
 
         cache = Cache(
-            layers=tuple(KeyValues(widen(k), widen(v)) for k, v in layers),
-            mask=widen(prompts.mask),
+            layers=tuple(KeyValues(widen(k, 2), widen(v, 2)) for k, v in layers),
+            mask=widen(prompts.mask, 1),
             slot=jnp.array(length, jnp.int32),
             position=prompts.mask.sum(axis=1, dtype=jnp.int32),
         )

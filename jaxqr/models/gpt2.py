@@ -16,9 +16,8 @@ from jaxqr.models.layers import (
     Embedding,
     KeyValues,
     Linear,
-    attention,
+    attend_and_remember,
     check_heads,
-    extend,
     layer_norm,
 )
 from jaxqr.types import Features
@@ -74,8 +73,8 @@ class Block(nn.Module):
         h = layer_norm(config.layer_norm_epsilon, config.dtype, name="ln_1")(x)
         h = Linear(3 * width, config.dtype, name="c_attn")(h)
         q, k, v = (part.reshape(heads) for part in jax.numpy.split(h, 3, axis=-1))
-        past = extend(past, KeyValues(k, v), slot)
-        h = attention(q, past, attend).reshape(x.shape)
+        h, past = attend_and_remember(q, k, v, attend, past, slot)
+        h = h.reshape(x.shape)
         x = x + Linear(width, config.dtype, residual_std, name="attn_proj")(h)
 
         h = layer_norm(config.layer_norm_epsilon, config.dtype, name="ln_2")(x)

@@ -23,8 +23,8 @@ INIT_STD = 0.02
 class KeyValues(NamedTuple):
     """What one layer's attention remembers of the tokens it has read."""
 
-    keys: Float[Array, "B S K C"]
-    values: Float[Array, "B S K C"]
+    keys: Float[Array, "B K S C"]
+    values: Float[Array, "B K S C"]
 
 
 class Linear(nn.Module):
@@ -81,7 +81,8 @@ def layer_norm(epsilon: float, dtype: Dtype, name: str | None = None) -> nn.Laye
 
 def attention(
     queries: Float[Array, "B T H C"],
-    past: KeyValues,
+    keys: Float[Array, "B S K C"],
+    values: Float[Array, "B S K C"],
     attend: Bool[Array, "B #T S"],
 ) -> Float[Array, "B T H C"]:
     """Scaled dot-product attention; `attend[b, t, s]` lets query t see key s.
@@ -90,38 +91,56 @@ def attention(
     neighbouring query heads. A query that sees no key gets the mean of all values:
     finite, and of no meaning.
     """
-    _, length, heads, _ = queries.shape
-    if length == 1 and heads == past.keys.shape[2]:
-        return _attention_of_one(queries, past, attend)
-    mask = attend[:, None]
-    return jax.nn.dot_product_attention(queries, past.keys, past.values, mask=mask)
+    return jax.nn.dot_product_attention(queries, keys, values, mask=attend[:, None])
 
 
-def _attention_of_one(
-    queries: Float[Array, "B 1 H C"], past: KeyValues, attend: Bool[Array, "B 1 S"]
-) -> Float[Array, "B 1 H C"]:
-    """The same for one query per row, with as many key/value heads as query heads.
+def cached_attention(
+    queries: Float[Array, "B T H C"],
+    past: KeyValues,
+    attend: Bool[Array, "B #T S"],
+) -> Float[Array, "B T H C"]:
+    """The same over a cache.
 
-    Its scores are sums of products, since batches of matrix-vector products are slow
-    on a CPU: at B 64, S 48, H 4, C 64 it takes half of the time. An axis for groups
-    of heads, or sums for the values too, can make XLA's loops several times slower.
+    Heads come before slots there: reading one head's slots in a row makes a decoding
+    step's attention five times faster on a CPU.
     """
-    keys, values = past
-    products = queries.astype(jnp.float32) * keys.astype(jnp.float32)
-    scores = products.sum(axis=-1) * queries.shape[-1] ** -0.5
-    scores = jnp.where(attend[:, 0, :, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=1).astype(values.dtype)
-    return jnp.einsum("BSH,BSHC->BHC", weights, values)[:, None]
+    rows, length, heads, channels = queries.shape
+    groups = heads // past.keys.shape[1]
+    grouped = queries.reshape(rows, length, -1, groups, channels)
+    grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(
+        rows, -1, groups * length, channels
+    )
+    scores = jnp.einsum(
+        "BKMC,BKSC->BKMS", grouped, past.keys, preferred_element_type=jnp.float32
+    )
+    scores = scores * channels**-0.5
+    seen = jnp.broadcast_to(attend, (rows, length, attend.shape[-1]))
+    seen = jnp.tile(seen, (1, groups, 1))[:, None]
+    weights = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(jnp.float32).min))
+    out = jnp.einsum("BKMS,BKSC->BKMC", weights.astype(past.values.dtype), past.values)
+    out = out.reshape(rows, -1, groups, length, channels).transpose(0, 3, 1, 2, 4)
+    return out.reshape(queries.shape)
 
 
-def extend(
-    past: KeyValues | None, new: KeyValues, slot: Int[Array, ""] | None
-) -> KeyValues:
-    """Write `new` into the slots from `slot` on; without a past, return it alone."""
+def attend_and_remember(
+    queries: Float[Array, "B T H C"],
+    keys: Float[Array, "B T K C"],
+    values: Float[Array, "B T K C"],
+    attend: Bool[Array, "B #T S"],
+    past: KeyValues | None,
+    slot: Int[Array, ""] | None,
+) -> tuple[Float[Array, "B T H C"], KeyValues]:
+    """Self-attention of tokens that were just read, and all that is now remembered.
+
+    Without a past the tokens see each other. With one, their keys and values are
+    written into it from `slot` on, and they see all of it that `attend` allows.
+    """
+    new = KeyValues(keys.swapaxes(1, 2), values.swapaxes(1, 2))
     if past is None or slot is None:
-        return new
-    write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=1)
-    return KeyValues(write(past.keys, new.keys), write(past.values, new.values))
+        return attention(queries, keys, values, attend), new
+    write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=2)
+    past = KeyValues(write(past.keys, new.keys), write(past.values, new.values))
+    return cached_attention(queries, past, attend), past
 
 
 def positions_of(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:

@@ -46,7 +46,7 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(place, batch)
 
 
-def _split(x: jax.Array, mesh: Mesh) -> NamedSharding:
+def _split(x: Any, mesh: Mesh) -> NamedSharding:
     parts = mesh.shape["fsdp"]
     axes = [axis for axis, size in enumerate(x.shape) if size % parts == 0]
     if parts == 1 or x.size < SMALLEST or not axes:

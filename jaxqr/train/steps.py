@@ -21,12 +21,28 @@ from jaxqr.types import Features, Labelled, Pairs, Params, Preferences, TrainSta
 Metrics = dict[str, Float[Array, ""]]
 
 
-def compile_step(step: Callable, *, donate: bool = True, **static: Any) -> Callable:
+def compile_step(
+    step: Callable,
+    *,
+    donate: bool = True,
+    like: TrainState | None = None,
+    **static: Any,
+) -> Callable:
     """Jits `step` with its static arguments bound and its first argument donated.
 
-    `donate=False` is for functions that only read, such as `measure`.
+    Args:
+        step: one of this module's steps.
+        donate: False is for functions that only read, such as `measure`.
+        like: where the new state's arrays shall live: where this one's do. On several
+            devices XLA else chooses anew, and the second step compiles once more.
+        static: the step's keyword arguments.
     """
-    return jax.jit(partial(step, **static), donate_argnums=(0,) if donate else ())
+    placed = None if like is None else (jax.tree.map(lambda x: x.sharding, like), None)
+    return jax.jit(
+        partial(step, **static),
+        donate_argnums=(0,) if donate else (),
+        out_shardings=placed,
+    )
 
 
 def _update(
