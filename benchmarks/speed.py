@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -121,7 +121,10 @@ def jaxqr_works(config: Config) -> dict[str, tuple[Callable[[], None], int]]:
     size = SIZES[config.model]
     model = models.build(
         models.GPT2Config(
-            **size, bos_token_id=EOS, eos_token_id=EOS, dtype=config.dtype
+            **size,  # pyright: ignore[reportArgumentType]
+            bos_token_id=EOS,
+            eos_token_id=EOS,
+            dtype=config.dtype,
         )
     )
     params = models.init(model, jax.random.key(0))
@@ -194,7 +197,7 @@ def jaxqr_works(config: Config) -> dict[str, tuple[Callable[[], None], int]]:
 def torch_works(config: Config) -> dict[str, Callable[[], None]]:
     """The same with torch and transformers' GPT-2, or nothing without them."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
         from transformers import GPT2Config, GPT2LMHeadModel
     except ImportError:
         return {}
@@ -203,7 +206,7 @@ def torch_works(config: Config) -> dict[str, Callable[[], None]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = SIZES[config.model]
     settings = GPT2Config(
-        **size,
+        **size,  # pyright: ignore[reportArgumentType]
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -212,7 +215,8 @@ def torch_works(config: Config) -> dict[str, Callable[[], None]]:
         pad_token_id=EOS,
     )
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(settings).to(device).eval()
+    model: Any = GPT2LMHeadModel(settings)
+    model = model.to(device).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95))
     data = {k: torch.tensor(v, device=device) for k, v in inputs(size).items()}
 

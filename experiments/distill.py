@@ -50,7 +50,12 @@ class Config:
 
 
 PRESETS = {
-    "quickstart": Config(Optimisation(320, 32, 3e-4, evaluate_every=80)),
+    "quickstart": Config(
+        Optimisation(320, 32, 3e-4, evaluate_every=80),
+        max_source=16,
+        max_target=16,
+        corpus_tokens=16,
+    ),
     "esci-small": Config(
         Optimisation(1000, 32, 1e-4, evaluate_every=100, checkpoint_every=200),
         run=Path("runs/esci-small"),

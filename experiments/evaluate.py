@@ -137,36 +137,38 @@ def offline(config: Config, data: prepare.Prepared) -> dict[str, Any]:
     teacher, teacher_params, _ = training.load_model(
         config.run / "sft-teacher" / "model"
     )
-    systems = {COPY: _copy(data.tokenizer, pairs)}
+    settings = _read(config.run / "sft-teacher" / "config.json")
+    sampling = Sampling(settings["max_source"], settings["max_target"], temperature=0.0)
+    systems = {COPY: _texts(data.tokenizer, [query for query, _ in pairs], pairs)}
     stages = MODELS | {
         path.name: path.name for path in sorted(config.run.glob("distill-*"))
     }
     for name, stage in stages.items():
         if (config.run / stage / "done").exists():
             systems[name] = _offline(
-                config.run / stage / "model", pairs, queries, (teacher, teacher_params)
+                config.run / stage / "model",
+                pairs,
+                queries,
+                (teacher, teacher_params),
+                sampling,
             )
     comparisons = [
         comparison
         for better, worse in (
             ("SFT student", "untrained student"),
             ("distilled student", "SFT student"),
-            ("SFT teacher", "SFT student"),
         )
         if better in systems and worse in systems
         for comparison in _compare_offline(systems, better, worse, pairs)
     ]
+    if "SFT teacher" in systems:  # 0 by definition
+        systems["SFT teacher"] = systems["SFT teacher"]._replace(reverse_kl=None)
     return {
         "pairs": len(pairs),
         "queries": len(queries),
         "rows": [system.row(name) for name, system in systems.items()],
         "comparisons": comparisons,
     }
-
-
-def _copy(tokenizer, pairs) -> Offline:
-    queries = [query for query, _ in pairs]
-    return _texts(tokenizer, queries, pairs)
 
 
 def _texts(tokenizer, written: Sequence[str], pairs) -> Offline:
@@ -179,9 +181,8 @@ def _texts(tokenizer, written: Sequence[str], pairs) -> Offline:
     )
 
 
-def _offline(folder: Path, pairs, queries, teacher) -> Offline:
+def _offline(folder: Path, pairs, queries, teacher, sampling: Sampling) -> Offline:
     model, params, tokenizer = training.load_model(folder)
-    sampling = Sampling(temperature=0.0)
     texts = rollout.rewrite(
         model, params, tokenizer, queries, jax.random.key(0), sampling=sampling
     )
@@ -211,7 +212,11 @@ def _compare_offline(systems, better, worse, pairs) -> list[dict[str, Any]]:
             a = a / systems[worse].target_tokens
             b = b / systems[better].target_tokens
         results.append(
-            {"metric": metric, "model": better, "than": worse}
+            {
+                "metric": "nll_per_token" if metric == "nll" else metric,
+                "model": better,
+                "than": worse,
+            }
             | _difference(scale * by_query(a, names), scale * by_query(b, names))
         )
     return results

@@ -24,11 +24,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 import tyro
 from rich.console import Console
 
 Config = TypeVar("Config")
+
+CACHE = Path.home() / ".cache" / "jaxqr"
+"""Compiled functions, unless JAX_COMPILATION_CACHE_DIR names another place."""
 
 
 def launch(
@@ -52,6 +56,10 @@ def launch(
         config = tyro.extras.overridable_config_cli(
             described, description=doc, config=options
         )
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        # Stages share many compiled functions, and so does a resumed run.
+        jax.config.update("jax_compilation_cache_dir", str(CACHE))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
         main(config)
     except KeyboardInterrupt as stop:

@@ -77,6 +77,8 @@ PRESETS = {
         candidates=4,
         k=10,
         evaluation_queries=100,
+        max_source=16,
+        max_new_tokens=16,
     ),
     "esci-small": Config(
         Optimisation(

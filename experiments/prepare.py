@@ -33,6 +33,8 @@ class Config:
     """Folder of ESCI's files or of your tables."""
     products: int = 6000
     """Size of the synthetic shop's catalogue."""
+    types: int | None = None
+    """Types of product in it; None lets the size decide."""
     intents: int = 800
     """What the synthetic shop's shoppers may want."""
     k: int = 2
@@ -52,7 +54,7 @@ class Config:
 
 
 PRESETS = {
-    "quickstart": Config(),
+    "quickstart": Config(products=3000, types=12, intents=360, vocab_size=1024),
     "esci-small": Config(run=Path("runs/esci-small"), source="esci", vocab_size=8192),
     "paper-gpt2": Config(run=Path("runs/paper-gpt2"), source="esci"),
 }
@@ -144,6 +146,7 @@ def _collection(config: Config) -> Collection:
             seed=config.seed,
             num_products=config.products,
             num_intents=config.intents,
+            num_types=config.types,
         )
         return world.collection
     if config.folder is None:

@@ -47,7 +47,9 @@ class Config:
 
 
 PRESETS = {
-    "quickstart": Config(Optimisation(800, 64, 1e-3, evaluate_every=400)),
+    "quickstart": Config(
+        Optimisation(1000, 64, 1e-3, evaluate_every=500), max_tokens=32
+    ),
     "esci-small": Config(
         Optimisation(1500, 32, 3e-4, evaluate_every=250, checkpoint_every=250),
         run=Path("runs/esci-small"),
@@ -92,7 +94,7 @@ def main(config: Config) -> None:
         if not work:
             return
         train = judged(data.collection, {"train"})
-        test = judged(data.collection, {"test"})
+        test = shuffled(judged(data.collection, {"test"}), None, config.seed)
         if not (len(train.label) and len(test.label)):
             raise ValueError(
                 f"{len(train.label)} training and {len(test.label)} test judgements "
@@ -108,7 +110,7 @@ def main(config: Config) -> None:
                 data.collection.products,
                 max_tokens=config.max_tokens,
             )
-            sample = _sample(test, 2000, config.seed)
+            sample = shuffled(test, 2000, config.seed)
             row = _classification(m1, sample)
             return {name: row[name] for name in ("accuracy", "macro_f1", "nll")}
 
@@ -237,7 +239,8 @@ def _bm25(retriever: EmbeddedRetriever, test: Judged) -> np.ndarray:
     )
 
 
-def _sample(rows: Judged, most: int, seed: int) -> Judged:
+def shuffled(rows: Judged, most: int | None, seed: int) -> Judged:
+    """At most `most` rows in a random order, so that ties rank at random."""
     chosen = np.random.default_rng(seed).permutation(len(rows.label))[:most]
     return Judged(*(column[chosen] for column in rows))
 

@@ -98,6 +98,7 @@ def _true_gain(run: Path, retriever, k: int):
     world = shop.make(
         num_products=settings["products"],
         num_intents=settings["intents"],
+        num_types=settings["types"],
         seed=settings["seed"],
     )
 

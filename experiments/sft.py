@@ -39,10 +39,16 @@ _PAPER = Path("runs/paper-gpt2")
 
 PRESETS = {
     "quickstart-teacher": Config(
-        "teacher", Optimisation(500, 32, 5e-4, evaluate_every=100)
+        "teacher",
+        Optimisation(600, 32, 1e-3, evaluate_every=150),
+        max_source=16,
+        max_target=16,
     ),
     "quickstart-student": Config(
-        "student", Optimisation(400, 32, 1e-3, evaluate_every=100)
+        "student",
+        Optimisation(600, 32, 1e-3, evaluate_every=150),
+        max_source=16,
+        max_target=16,
     ),
     "esci-small-teacher": Config(
         "teacher",

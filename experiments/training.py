@@ -75,13 +75,16 @@ def train(
         weight_decay=optimisation.weight_decay,
     )
     start = state.create(params, optimizer, jax.random.key(seed))
+    start = sharding.shard_state(start, mesh)
 
     def keep(params: Params) -> None:
         export(folder / "model", model, params, tokenizer)
 
     last = loop.run(
-        steps.compile_step(step, model=model, optimizer=optimizer, **static),
-        sharding.shard_state(start, mesh),
+        steps.compile_step(
+            step, like=start, model=model, optimizer=optimizer, **static
+        ),
+        start,
         batches,
         num_steps=optimisation.num_steps,
         frozen=tuple(sharding.shard_state(p, mesh) for p in frozen),

@@ -31,27 +31,29 @@ class Config:
     """A preset of `jaxqr.models`."""
     optimisation: Optimisation
     run: Path = Path("runs/quickstart")
-    max_tokens: int = 48
+    max_tokens: int = 24
     seed: int = 0
 
 
-_QUICK = Config("teacher", "gpt2-mini", Optimisation(500, 32, 2e-3))
+_QUICK = Config("teacher", "gpt2-mini", Optimisation(300, 32, 1e-3), max_tokens=16)
 _ESCI = Config(
     "teacher",
     "gpt2-mini",
     Optimisation(3000, 32, 1e-3, evaluate_every=500, checkpoint_every=500),
     run=Path("runs/esci-small"),
+    max_tokens=32,
 )
 
 PRESETS = {
     "quickstart-teacher": _QUICK,
-    "quickstart-student": Config("student", "gpt2-tiny", Optimisation(500, 32, 3e-3)),
+    "quickstart-student": Config("student", "gpt2-tiny", Optimisation(300, 32, 2e-3)),
     "esci-small-teacher": _ESCI,
     "esci-small-student": Config(
         "student",
         "gpt2-tiny",
         Optimisation(3000, 32, 2e-3, evaluate_every=500, checkpoint_every=500),
         run=_ESCI.run,
+        max_tokens=32,
     ),
 }
 

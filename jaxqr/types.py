@@ -21,15 +21,17 @@ One alignment holds everywhere: index `t` of a per-token array describes
 predicted and is 0. Masks are explicit, True where a token counts, and never
 derived from token ids: the end-of-text token may be the padding token too.
 
-Pytrees are `NamedTuple`s; a batch may hold numpy arrays on the host and JAX
-arrays on the device.
+Pytrees are `NamedTuple`s.
 """
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 Params = PyTree[Any]
+AnyArray = Array | np.ndarray
+"""What a batch holds: numpy arrays on the host, JAX arrays on the device."""
 
 
 class Features(NamedTuple):
@@ -47,8 +49,8 @@ class Features(NamedTuple):
 class Prompts(NamedTuple):
     """Source texts, padded on the left so that all rows end in one column."""
 
-    tokens: Int[Array, "B S"]
-    mask: Bool[Array, "B S"]
+    tokens: Int[AnyArray, "B S"]
+    mask: Bool[AnyArray, "B S"]
 
 
 class Pairs(NamedTuple):
@@ -60,31 +62,31 @@ class Pairs(NamedTuple):
     source and target as one sequence, encoder-decoders encode the source.
     """
 
-    source: Int[Array, "B S"]
-    source_mask: Bool[Array, "B S"]
-    target: Int[Array, "B T"]
-    target_mask: Bool[Array, "B T"]
+    source: Int[AnyArray, "B S"]
+    source_mask: Bool[AnyArray, "B S"]
+    target: Int[AnyArray, "B T"]
+    target_mask: Bool[AnyArray, "B T"]
 
 
 class Preferences(NamedTuple):
     """Two targets of one source; `weight` 0 drops the row (a tie, a failed judge)."""
 
-    source: Int[Array, "B S"]
-    source_mask: Bool[Array, "B S"]
-    chosen: Int[Array, "B T"]
-    chosen_mask: Bool[Array, "B T"]
-    rejected: Int[Array, "B T"]
-    rejected_mask: Bool[Array, "B T"]
-    weight: Float[Array, " B"]
+    source: Int[AnyArray, "B S"]
+    source_mask: Bool[AnyArray, "B S"]
+    chosen: Int[AnyArray, "B T"]
+    chosen_mask: Bool[AnyArray, "B T"]
+    rejected: Int[AnyArray, "B T"]
+    rejected_mask: Bool[AnyArray, "B T"]
+    weight: Float[AnyArray, " B"]
 
 
 class Labelled(NamedTuple):
     """Encoder input with one class per row; `segments` tells its two texts apart."""
 
-    tokens: Int[Array, "B S"]
-    mask: Bool[Array, "B S"]
-    segments: Int[Array, "B S"]
-    label: Int[Array, " B"]
+    tokens: Int[AnyArray, "B S"]
+    mask: Bool[AnyArray, "B S"]
+    segments: Int[AnyArray, "B S"]
+    label: Int[AnyArray, " B"]
 
 
 class Generated(NamedTuple):
@@ -94,9 +96,9 @@ class Generated(NamedTuple):
     and before any truncation of the distribution; 0 outside `mask`.
     """
 
-    tokens: Int[Array, "B T"]
-    mask: Bool[Array, "B T"]
-    logps: Float[Array, "B T"]
+    tokens: Int[AnyArray, "B T"]
+    mask: Bool[AnyArray, "B T"]
+    logps: Float[AnyArray, "B T"]
 
 
 class TrainState(NamedTuple):

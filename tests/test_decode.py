@@ -80,13 +80,15 @@ def test_end_of_text_is_inside_the_mask_and_nothing_follows(tiny, prompts):
             ended += 1
         assert (tokens[length:] == EOS).all()
         assert (logps[length:] == 0).all()
-    assert 0 < ended
+    assert ended > 0
 
 
 def test_keys_decide(tiny, prompts):
     one, again, other = (
         np.asarray(
-            decode.generate(*tiny, prompts, jax.random.key(k), max_new_tokens=NEW).tokens
+            decode.generate(
+                *tiny, prompts, jax.random.key(k), max_new_tokens=NEW
+            ).tokens
         )
         for k in (1, 1, 2)
     )

@@ -105,7 +105,7 @@ IMPORTS = [i for name, tree in JAXQR.items() for i in imports(name, tree)]
 
 def part(module: str) -> str:
     """`jaxqr.train.loop` -> `train`; the package itself is ``."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def within(module: str, home: str) -> bool:

@@ -61,6 +61,6 @@ def test_what_is_read_is_remembered_from_the_slot_on():
 
 
 def test_an_id_outside_the_table_shows():
-    table = layers.Embedding(3, 2, "float32")
+    table = layers.Embedding(3, 2, "float32", 0.02)
     params = {"params": {"embedding": jnp.ones((3, 2))}}
     assert jnp.isnan(table.apply(params, jnp.array([[3]]))).all()

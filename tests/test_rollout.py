@@ -83,7 +83,7 @@ def test_the_better_of_two_is_chosen():
 
 
 def test_the_best_of_many_meets_the_worst():
-    total = [0.3, 0.9, 0.1, 0.5] + [0.2, 0.2, 0.2, 0.2]
+    total = [0.3, 0.9, 0.1, 0.5, 0.2, 0.2, 0.2, 0.2]
     batch, _ = rollout.prefer(a_round(8), scored(total), 4)
     assert winners(batch)[0] == (1, 2, 1.0)
     assert batch.weight.tolist() == [1, 0]
@@ -179,7 +179,6 @@ def test_candidates_differ_and_the_best_is_chosen():
         batches = online(sidecar.submit, True, candidates=4)
         first = batches.next(STATES[0])
         report = batches.report()
-        second = batches.next(STATES[0])
     assert first.chosen.shape == first.rejected.shape == (4, 8)
     chosen, rejected = (
         vowels([], tiny.tokenizer().decode(*side)).total
@@ -194,7 +193,16 @@ def test_candidates_differ_and_the_best_is_chosen():
     assert (chosen == rejected)[~counted].all()
     assert report["chosen_score"] == pytest.approx(chosen[counted].mean())
     assert report["rejected_score"] == pytest.approx(rejected[counted].mean())
-    # The second round has the same key and parameters, but is drawn anew.
+
+
+def test_two_rounds_of_one_state_are_drawn_apart():
+    queries = Batches(QUERIES[:1], list, batch_size=8, seed=0)
+    with Sidecar(vowels) as sidecar:
+        batches = rollout.OnlinePreferences(
+            tiny.GPT2, tiny.tokenizer(), queries, sidecar.submit, Reward, SAMPLING
+        )
+        first, second = batches.next(STATES[0]), batches.next(STATES[0])
+    np.testing.assert_array_equal(first.source, second.source)
     assert (first.chosen != second.chosen).any()
 
 

@@ -155,7 +155,9 @@ def test_micro_batches_add_up_to_the_batch():
     shares = [part["tokens"] / metrics["tokens"] for part in (first, second)]
     mixed = jax.tree.map(lambda a, b: shares[0] * a + shares[1] * b, one, two)
     assert_trees_close(mixed, whole)
-    assert_close(shares[0] * first["loss"] + shares[1] * second["loss"], metrics["loss"])
+    assert_close(
+        shares[0] * first["loss"] + shares[1] * second["loss"], metrics["loss"]
+    )
 
 
 def test_a_batch_without_targets_moves_nothing():

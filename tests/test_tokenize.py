@@ -105,7 +105,9 @@ def test_nothing_gives_nothing(tokenizer):
 def test_padding_may_be_the_end_of_text(tokenizer):
     eos = tokenizer.eos
     assert tokenizer.bos == eos == 0
-    rows = tokenizer.pairs([("red", "blue"), ("red sofa", "")], max_source=8, max_target=8)
+    rows = tokenizer.pairs(
+        [("red", "blue"), ("red sofa", "")], max_source=8, max_target=8
+    )
     batch = pad_pairs(rows, 8, 8, eos)
     for i, row in enumerate(rows):
         assert batch.source[i, batch.source_mask[i]].tolist() == row.source
@@ -137,7 +139,9 @@ def test_any_text_survives(tokenizer):
 
 
 def test_blanks_are_folded(tokenizer):
-    assert decoded(tokenizer, tokenizer.target(["  red \t\n sofa "], 99)) == ["red sofa"]
+    assert decoded(tokenizer, tokenizer.target(["  red \t\n sofa "], 99)) == [
+        "red sofa"
+    ]
 
 
 def test_what_is_outside_the_mask_is_not_read(tokenizer):
@@ -171,7 +175,12 @@ def test_an_encoder_reads_two_segments(tokenizer):
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("red", "sofa " * 30), ("red " * 30, "sofa"), ("red " * 30, ""), ("", "sofa " * 9)],
+    [
+        ("red", "sofa " * 30),
+        ("red " * 30, "sofa"),
+        ("red " * 30, ""),
+        ("", "sofa " * 9),
+    ],
 )
 def test_an_encoder_cuts_the_longer_text(tokenizer, first, second):
     (row,) = tokenizer.encoder([first], [second], max_tokens=12)
@@ -235,8 +244,7 @@ def test_a_folder_without_a_tokenizer(tmp_path):
 def test_training_repeats(tokenizer):
     texts = [text for pair in tiny.PAIRS for text in pair]
     assert train_tokenizer(texts, tiny.VOCAB).encode(TEXTS) == tokenizer.encode(TEXTS)
-    frequent = max(texts[0].split(), key=len)
-    assert len(tokenizer.encode([frequent])[0]) < len(frequent)
+    assert len(tokenizer.encode(["in"])[0]) == 1  # what is frequent is one token
 
 
 def test_a_vocabulary_holds_the_bytes():

@@ -35,14 +35,21 @@ SGD = optax.sgd(1.0)
 """A step's gradient is the parameters before it minus those after it."""
 
 # The toy task: the shop calls things by other names than its customers do.
-COLOURS = ("red", "blue", "green", "black", "white", "pink")
-RENAMED = {"shoe": "trainer", "sofa": "couch", "lamp": "light", "bag": "tote"}
+COLOURS = ("red", "blue", "green", "black", "white", "pink", "brown", "grey")
+RENAMED = {
+    "shoe": "trainer",
+    "sofa": "couch",
+    "lamp": "light",
+    "bag": "tote",
+    "rug": "carpet",
+    "mug": "cup",
+}
 PAIRS = [
     (f"{colour} {thing}", f"{name} in {colour}")
     for colour in COLOURS
     for thing, name in RENAMED.items()
 ]
-HELD_OUT = PAIRS[::4][1:5]
+HELD_OUT = PAIRS[::5]  # every colour and every thing is in the others
 TRAIN = [pair for pair in PAIRS if pair not in HELD_OUT]
 
 
@@ -65,9 +72,7 @@ def start(
     return state.create(params(seed, **options), optimizer, jax.random.key(seed))
 
 
-def rows(
-    count: int, *, source: int = 5, target: int = 6, seed: int = 0
-) -> list[Row]:
+def rows(count: int, *, source: int = 5, target: int = 6, seed: int = 0) -> list[Row]:
     """Random rows of at most these lengths; one has both, one a target of one."""
     rng = np.random.default_rng(seed)
     lengths = [(source, target), (1, 1)] + [
@@ -113,11 +118,11 @@ def next_logps(params: Params, rows: list[Row], width: int = 11) -> list[np.ndar
     ]
 
 
-def token_logps(params: Params, rows: list[Row]) -> list[np.ndarray]:
+def token_logps(params: Params, rows: list[Row], width: int = 11) -> list[np.ndarray]:
     """Per row `[T]`, in float64: log-probabilities of the target tokens."""
     return [
         table[np.arange(len(r.target)), r.target]
-        for table, r in zip(next_logps(params, rows), rows, strict=True)
+        for table, r in zip(next_logps(params, rows, width), rows, strict=True)
     ]
 
 

@@ -43,22 +43,24 @@ __all__ = [
 Config = GPT2Config | BertConfig
 
 PRESETS: dict[str, Config] = {
-    "gpt2-tiny": GPT2Config(n_embd=128, n_layer=2, n_head=4),
-    "gpt2-mini": GPT2Config(n_embd=256, n_layer=4, n_head=4),
+    "gpt2-tiny": GPT2Config(n_embd=128, n_layer=2, n_head=4, initializer_range=0.08),
+    "gpt2-mini": GPT2Config(n_embd=256, n_layer=4, n_head=4, initializer_range=0.06),
     "gpt2": GPT2Config(),
     "gpt2-medium": GPT2Config(n_embd=1024, n_layer=24, n_head=16),
     "gpt2-large": GPT2Config(n_embd=1280, n_layer=36, n_head=20),
     "bert-tiny": BertConfig(
         hidden_size=128,
         num_hidden_layers=2,
-        num_attention_heads=2,
+        num_attention_heads=4,
         intermediate_size=512,
+        initializer_range=0.08,
     ),
     "bert-mini": BertConfig(
         hidden_size=256,
         num_hidden_layers=4,
         num_attention_heads=4,
         intermediate_size=1024,
+        initializer_range=0.06,
     ),
 }
 """Sizes by name; the vocabulary is the original's unless it is set."""

@@ -33,6 +33,8 @@ class BertConfig:
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    """Standard deviation of fresh weights; about hidden_size ** -0.5 learns fastest."""
     pad_token_id: int | None = 0
     num_labels: int = 0
     """Classes of the head on top of the pooler; 0: no head."""
@@ -59,17 +61,18 @@ class Layer(nn.Module):
         """Return the layer's output."""
         config, (rows, length, width) = self.config, x.shape
         count, dtype = config.num_attention_heads, config.dtype
+        std = config.initializer_range
         eps = config.layer_norm_eps
 
         def heads(name: str) -> Float[Array, "B S H C"]:
-            out = Linear(width, dtype, name=name)(x)
+            out = Linear(width, dtype, std, name=name)(x)
             return out.reshape(rows, length, count, width // count)
 
         h = attention(heads("query"), heads("key"), heads("value"), attend)
-        h = Linear(width, dtype, name="attn_proj")(h.reshape(x.shape))
+        h = Linear(width, dtype, std, name="attn_proj")(h.reshape(x.shape))
         x = layer_norm(eps, dtype, name="attn_norm")(x + h)
-        h = Linear(config.intermediate_size, dtype, name="mlp_fc")(x)
-        h = Linear(width, dtype, name="mlp_proj")(nn.gelu(h, approximate=False))
+        h = Linear(config.intermediate_size, dtype, std, name="mlp_fc")(x)
+        h = Linear(width, dtype, std, name="mlp_proj")(nn.gelu(h, approximate=False))
         return layer_norm(eps, dtype, name="mlp_norm")(x + h)
 
 
@@ -87,16 +90,17 @@ class Bert(nn.Module):
         """Create the embeddings, the layers and the head."""
         config = self.config
         width, dtype = config.hidden_size, config.dtype
+        std = config.initializer_range
         layer = nn.remat(Layer) if config.remat else Layer
-        self.word = Embedding(config.vocab_size, width, dtype)
-        self.position = Embedding(config.max_position_embeddings, width, dtype)
-        self.segment = Embedding(config.type_vocab_size, width, dtype)
+        self.word = Embedding(config.vocab_size, width, dtype, std)
+        self.position = Embedding(config.max_position_embeddings, width, dtype, std)
+        self.segment = Embedding(config.type_vocab_size, width, dtype, std)
         self.norm = layer_norm(config.layer_norm_eps, dtype)
         self.layer = [layer(config) for _ in range(config.num_hidden_layers)]
         if config.add_pooler or config.num_labels:
-            self.pooler = Linear(width, dtype)
+            self.pooler = Linear(width, dtype, std)
         if config.num_labels:
-            self.classifier = Linear(config.num_labels, dtype)
+            self.classifier = Linear(config.num_labels, dtype, std)
 
     def __call__(
         self,

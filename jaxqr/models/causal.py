@@ -88,9 +88,10 @@ class CausalLM(nn.Module):
         The cache has room for `max_new_tokens` calls of `step`. One more would
         overwrite the last slot, unnoticed.
         """
-        length = prompts.tokens.shape[1]
+        tokens, mask = jnp.asarray(prompts.tokens), jnp.asarray(prompts.mask)
+        length = tokens.shape[1]
         check_length(length + max_new_tokens, self.config.max_length)
-        features, layers = self._read(prompts.tokens, prompts.mask)
+        features, layers = self._read(tokens, mask)
 
         def widen(x: Array, axis: int) -> Array:
             free = [(0, 0)] * x.ndim
@@ -99,9 +100,9 @@ class CausalLM(nn.Module):
 
         cache = Cache(
             layers=tuple(KeyValues(widen(k, 2), widen(v, 2)) for k, v in layers),
-            mask=widen(prompts.mask, 1),
+            mask=widen(mask, 1),
             slot=jnp.array(length, jnp.int32),
-            position=prompts.mask.sum(axis=1, dtype=jnp.int32),
+            position=mask.sum(axis=1, dtype=jnp.int32),
         )
         return features._replace(hidden=features.hidden[:, -1:]), cache
 

@@ -4,6 +4,7 @@ Without dropout: on small data use weight decay.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxqr.models.causal import Cache, CausalLM
 from jaxqr.models.layers import (
-    INIT_STD,
     Dtype,
     Embedding,
     KeyValues,
@@ -35,6 +35,8 @@ class GPT2Config:
     n_inner: int | None = None
     """Feed-forward width; None: four times `n_embd`."""
     layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    """Standard deviation of fresh weights; about n_embd ** -0.5 learns fastest."""
     bos_token_id: int | None = 50256
     eos_token_id: int | None = 50256
     dtype: Dtype = "float32"
@@ -67,18 +69,19 @@ class Block(nn.Module):
         """Return the layer's output, and its keys and values with `past`."""
         config, (rows, length, width) = self.config, x.shape
         heads = (rows, length, config.n_head, width // config.n_head)
+        std = config.initializer_range
         # Each block adds twice to the residual stream: keep its variance level.
-        residual_std = INIT_STD / (2 * config.n_layer) ** 0.5
+        residual_std = std / (2 * config.n_layer) ** 0.5
 
         h = layer_norm(config.layer_norm_epsilon, config.dtype, name="ln_1")(x)
-        h = Linear(3 * width, config.dtype, name="c_attn")(h)
+        h = Linear(3 * width, config.dtype, std, name="c_attn")(h)
         q, k, v = (part.reshape(heads) for part in jax.numpy.split(h, 3, axis=-1))
         h, past = attend_and_remember(q, k, v, attend, past, slot)
         h = h.reshape(x.shape)
         x = x + Linear(width, config.dtype, residual_std, name="attn_proj")(h)
 
         h = layer_norm(config.layer_norm_epsilon, config.dtype, name="ln_2")(x)
-        h = Linear(config.n_inner or 4 * width, config.dtype, name="c_fc")(h)
+        h = Linear(config.n_inner or 4 * width, config.dtype, std, name="c_fc")(h)
         h = nn.gelu(h, approximate=True)
         x = x + Linear(width, config.dtype, residual_std, name="mlp_proj")(h)
         return x, past
@@ -93,8 +96,14 @@ class GPT2(CausalLM):
         """Create the embeddings, the blocks and the last normalisation."""
         config = self.config
         block = nn.remat(Block) if config.remat else Block
-        self.wte = Embedding(config.vocab_size, config.n_embd, config.dtype)
-        self.wpe = Embedding(config.n_positions, config.n_embd, config.dtype)
+        embedding = partial(
+            Embedding,
+            features=config.n_embd,
+            dtype=config.dtype,
+            std=config.initializer_range,
+        )
+        self.wte = embedding(config.vocab_size)
+        self.wpe = embedding(config.n_positions)
         self.h = [block(config) for _ in range(config.n_layer)]
         self.ln_f = layer_norm(config.layer_norm_epsilon, config.dtype)
 

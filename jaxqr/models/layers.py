@@ -16,9 +16,6 @@ from jaxqr.types import Params
 
 Dtype = Literal["float32", "bfloat16"]
 
-INIT_STD = 0.02
-"""Standard deviation of fresh weights, as in GPT-2 and BERT."""
-
 
 class KeyValues(NamedTuple):
     """What one layer's attention remembers of the tokens it has read."""
@@ -36,7 +33,7 @@ class Linear(nn.Module):
 
     features: int
     dtype: Dtype
-    std: float = INIT_STD
+    std: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows _"]) -> Float[Array, "*rows _"]:
@@ -56,10 +53,11 @@ class Embedding(nn.Module):
     num_embeddings: int
     features: int
     dtype: Dtype
+    std: float
 
     def setup(self) -> None:
         """Create the table."""
-        init = nn.initializers.normal(INIT_STD)
+        init = nn.initializers.normal(self.std)
         shape = (self.num_embeddings, self.features)
         self.embedding = self.param("embedding", init, shape)
 

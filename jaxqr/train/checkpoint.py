@@ -29,7 +29,8 @@ class Checkpoints:
             enable_async_checkpointing=False,
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+        self._folder = Path(folder).absolute()
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, step: int, state: TrainState, host: dict[str, Any]) -> None:
         """Saves after `step`; `host` may hold JSON values and numpy arrays."""
@@ -39,7 +40,9 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                host=ocp.args.JsonSave(_to_json(host)),
+                host=ocp.args.JsonSave(
+                    {"arrays": _described(state), "host": _to_json(host)}
+                ),
             ),
         )
 
@@ -47,24 +50,40 @@ class Checkpoints:
         """The newest checkpoint with the shapes and shardings of `like`, or None.
 
         Raises:
-            ValueError: the checkpoint holds a state of other shapes.
+            ValueError: the checkpoint holds a state of other names, shapes or dtypes.
         """
         step = self._manager.latest_step()
         if step is None:
             return None
+        args = ocp.args.Composite(host=ocp.args.JsonRestore())
+        host = self._manager.restore(step, args=args)["host"]
+        # Ourselves, beforehand: orbax casts other dtypes, and refuses other shapes
+        # in the midst of reading.
+        there, here = host["arrays"], _described(like)
+        for name in sorted(there.keys() | here.keys()):
+            if there.get(name) != here.get(name):
+                raise ValueError(
+                    f"{self._folder / str(step)} holds {name} = {there.get(name)}, "
+                    f"expected {here.get(name)}: it is of another model or optimiser; "
+                    "use another folder, or remove this one to start anew"
+                )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract),
-                host=ocp.args.JsonRestore(),
-            ),
-        )
-        return restored.state, _from_json(restored.host)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        state = self._manager.restore(step, args=args)["state"]
+        return state, _from_json(host["host"])
 
     def close(self) -> None:
         """Releases the folder."""
         self._manager.close()
+
+
+def _described(state: TrainState) -> dict[str, str]:
+    """Each array's name, dtype and shape."""
+    arrays = jax.tree_util.tree_leaves_with_path(state)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): f"{x.dtype}{x.shape}"
+        for path, x in arrays
+    }
 
 
 def _to_json(value: Any) -> Any:

@@ -17,7 +17,7 @@ from jaxqr import decode
 from jaxqr.data.pipeline import Batches, bucket, in_order
 from jaxqr.data.tokenize import Tokenizer, pad_prompts
 from jaxqr.train.steps import MiniLLMBatch
-from jaxqr.types import Pairs, Params, Preferences, Prompts, TrainState
+from jaxqr.types import AnyArray, Pairs, Params, Preferences, Prompts, TrainState
 
 
 class Sampling(NamedTuple):
@@ -237,10 +237,10 @@ class _Scored(NamedTuple):
 class _Round(NamedTuple):
     """Candidates of one batch of queries, row `q * N + n` being query q's n-th."""
 
-    source: np.ndarray
-    source_mask: np.ndarray
-    tokens: np.ndarray
-    mask: np.ndarray
+    source: AnyArray
+    source_mask: AnyArray
+    tokens: AnyArray
+    mask: AnyArray
     pending: Pending
 
 
@@ -345,8 +345,8 @@ class OnlinePreferences:
         self._rounds = saved["rounds"]
         self._queue = [
             _Round(
-                *(waiting[name] for name in _Round._fields[:-1]),
-                _Scored(self._make_reward(**waiting["reward"])),
+                **{name: waiting[name] for name in _Round._fields[:-1]},
+                pending=_Scored(self._make_reward(**waiting["reward"])),
             )
             for waiting in saved["queue"]
         ]

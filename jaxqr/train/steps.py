@@ -16,7 +16,15 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxqr import losses, vocab
-from jaxqr.types import Features, Labelled, Pairs, Params, Preferences, TrainState
+from jaxqr.types import (
+    AnyArray,
+    Features,
+    Labelled,
+    Pairs,
+    Params,
+    Preferences,
+    TrainState,
+)
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -73,7 +81,7 @@ def _completion(model: Any, params: Params, batch: Pairs) -> _Completion:
     return _Completion(features, vocab.token_logps(features, tokens), mask)
 
 
-def _align(values: Float[Array, "B T"]) -> Float[Array, "B T+1"]:
+def _align(values: Float[AnyArray, "B T"]) -> Float[Array, "B T+1"]:
     """Numbers per target token -> the columns of a completion."""
     return jnp.pad(values, ((0, 0), (1, 0)))
 
@@ -143,8 +151,8 @@ class MiniLLMBatch(NamedTuple):
     """Rollouts of the teacher-student mixture, and plain text beside them."""
 
     rollout: Pairs
-    student_logps: Float[Array, "B T"]  # of the student that sampled
-    teacher_logps: Float[Array, "B T"]
+    student_logps: Float[AnyArray, "B T"]  # of the student that sampled
+    teacher_logps: Float[AnyArray, "B T"]
     corpus: Pairs
 
 
@@ -199,7 +207,8 @@ def minillm_step(
 
     Metrics: `policy`, `reverse_kl` (on the rollouts), `corpus_nll`, `return`.
     """
-    old_logps, teacher_logps = _align(batch.student_logps), _align(batch.teacher_logps)
+    old_logps = _align(batch.student_logps)
+    teacher_logps = _align(batch.teacher_logps)
     teacher_features, _, mask = teacher.apply(
         teacher_params, batch.rollout, method="completion"
     )
@@ -283,7 +292,7 @@ def dpo_step(
             ref_rejected,
             beta=beta,
             kind=kind,
-            weight=batch.weight,
+            weight=jnp.asarray(batch.weight),
         )
         return value, metrics | {
             "chosen_logp": jnp.mean(chosen),

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxqr.data.shop.assortment import TYPES
 from jaxqr.data.shop.catalogue import Attributes, fill_shelves
 from jaxqr.data.shop.queries import (
     KINDS,
@@ -51,6 +52,7 @@ def make(
     *,
     num_products: int = 6000,
     num_intents: int = 800,
+    num_types: int | None = None,
     test_share: float = 0.15,
     seed: int = 0,
 ) -> Shop:
@@ -62,6 +64,8 @@ def make(
     Args:
       num_products: size of the catalogue.
       num_intents: in a large catalogue, at most about one per 6 products.
+      num_types: how many types of product there are, up to `len(TYPES)`; by default
+        all of them in a large catalogue, fewer in a small one.
       test_share: share of the intents whose queries are all in the "test" split.
       seed: of every random choice.
 
@@ -81,8 +85,10 @@ def make(
             f"got {num_products=}, {num_intents=}, {test_share=}; expected positive "
             "numbers and 0 <= test_share < 1"
         )
+    if num_types is not None and not 1 <= num_types <= len(TYPES):
+        raise ValueError(f"got {num_types=}; expected 1 to {len(TYPES)}, or None")
     rng = np.random.default_rng(seed)
-    products, attributes = fill_shelves(rng, num_products)
+    products, attributes = fill_shelves(rng, num_products, num_types)
     pools = _pools(rng, attributes, num_intents)
     tests = set(rng.permutation(num_intents)[: round(test_share * num_intents)])
     intents: dict[str, Intent] = {}

@@ -40,14 +40,15 @@ def choose(rng: np.random.Generator, options: tuple[T, ...]) -> T:
 
 
 def fill_shelves(
-    rng: np.random.Generator, num_products: int
+    rng: np.random.Generator, num_products: int, num_types: int | None
 ) -> tuple[dict[str, Product], dict[str, Attributes]]:
-    """Products and their attributes, by product id.
+    """Products of the first `num_types` types and their attributes, by product id.
 
-    Types and the values of their facets have Zipf-like frequencies. A small shop
-    sells the first few types only, so that there are enough products of each.
+    Types and the values of their facets have Zipf-like frequencies. By default a
+    small shop sells few types, so that there are enough products of each.
     """
-    num_types = int(np.clip(num_products // 80, 8, len(TYPES)))
+    if num_types is None:
+        num_types = int(np.clip(num_products // 80, 8, len(TYPES)))
     types = np.array(list(TYPES)[:num_types])
     popularity = rng.permutation(_zipf(num_types, 0.25))
     kinds = np.sort(rng.choice(num_types, num_products, p=popularity))

@@ -1,0 +1,141 @@
+"""Every stage learns its toy task, measured on what it has not seen."""
+
+from functools import partial
+
+import golden
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from jaxqr import metrics, models
+from jaxqr.data.pipeline import Batches, collate_encoder, collate_pairs, pair_batches
+from jaxqr.rewards import Reward, Sidecar
+from jaxqr.train import loop, rollout, steps
+from jaxqr.train import state as train_state
+
+SAMPLING = rollout.Sampling(16, 8)
+QUERIES = [query for query, _ in tiny.HELD_OUT]
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    """Parameters after 40 and after 160 steps of supervised fine-tuning."""
+    step, batches = tiny.compiled(steps.sft_step), tiny.sft_batches()
+    state = loop.run(step, tiny.start(tiny.ADAM, scale=1.0), batches, num_steps=40)
+    early = tiny.copy_of(state.params)
+    for _ in range(120):
+        state, _ = step(state, batches.next(state))
+    return early, state.params
+
+
+def rewrites(params, sampling, n=1):
+    """`n` per held-out query, in one list."""
+    texts = rollout.rewrite(
+        tiny.GPT2, params, tiny.tokenizer(), QUERIES, jax.random.key(0),
+        sampling=sampling, n=n, batch_size=16,
+    )  # fmt: skip
+    return [text for of_query in texts for text in of_query]
+
+
+def resumed(params):
+    """A fresh start from these parameters."""
+    return train_state.create(params, tiny.ADAM, jax.random.key(1))
+
+
+def test_fine_tuning_beats_the_copy(tuned):
+    references = [rewrite for _, rewrite in tiny.HELD_OUT]
+    greedy = rewrites(tuned[1], SAMPLING._replace(temperature=0.0))
+    gain = metrics.paired_bootstrap(
+        metrics.rouge_l(QUERIES, references), metrics.rouge_l(greedy, references)
+    )
+    assert gain.low > 0, greedy
+    # What a thing is called, at least, it has learnt.
+    names = [text.split()[0] for text in references]
+    assert np.mean([t.startswith(n) for t, n in zip(greedy, names, strict=True)]) > 0.8
+
+
+def test_distillation_comes_nearer_to_its_teacher(tuned):
+    student, teacher = tuned
+    settings = steps.MiniLLM.mode("lmops")
+    corpus = tiny.tokenizer().plain([b for _, b in tiny.TRAIN], max_target=16)
+    batches = rollout.MixtureRollouts(
+        tiny.GPT2, tiny.GPT2, teacher, tiny.sft_batches(),
+        pair_batches(corpus, batch_size=8, seed=1, fill=tiny.EOS), SAMPLING,
+        alpha=settings.alpha, rollouts=16, inner_epochs=2, batch_size=8,
+    )  # fmt: skip
+    static = {"teacher": tiny.GPT2, "settings": settings}
+    step = tiny.compiled(steps.minillm_step, **static)
+    state = loop.run(step, resumed(student), batches, num_steps=60, frozen=(teacher,))
+
+    measure = steps.compile_step(
+        steps.measure, donate=False, model=tiny.GPT2, other=tiny.GPT2
+    )
+
+    def reverse_kl(params):
+        """Of each held-out query's own sample, in nats."""
+        pairs = list(zip(QUERIES, rewrites(params, SAMPLING), strict=True))
+        rows = tiny.tokenizer().pairs(pairs, max_source=16, max_target=16)
+        measured = measure(params, collate_pairs(rows, fill=tiny.EOS), teacher)
+        return np.asarray(measured.reverse_kl)
+
+    gain = metrics.paired_bootstrap(-reverse_kl(student), -reverse_kl(state.params))
+    assert gain.low > 0, gain
+
+
+def shortness(queries: list[str], rewrites: list[str]) -> Reward:
+    total = np.array([max(0, 1 - len(text) / 32) for text in rewrites], np.float32)
+    return Reward(total, {}, np.ones(len(rewrites), np.bool_))
+
+
+def test_online_preferences_raise_the_reward(tuned):
+    queries = Batches([q for q, _ in tiny.TRAIN], list, batch_size=8, seed=0)
+    with Sidecar(shortness) as sidecar:
+        batches = rollout.OnlinePreferences(
+            tiny.GPT2, tiny.tokenizer(), queries, sidecar.submit, Reward, SAMPLING
+        )
+        state = loop.run(
+            tiny.compiled(steps.dpo_step), resumed(tuned[1]), batches, num_steps=40
+        )
+
+    def rewards(params):
+        """The mean of each held-out query's samples."""
+        texts = rewrites(params, SAMPLING, n=8)
+        return shortness(texts, texts).total.reshape(-1, 8).mean(axis=1)
+
+    gain = metrics.paired_bootstrap(rewards(tuned[1]), rewards(state.params))
+    assert gain.low > 0, gain
+
+
+def test_the_relevance_model_beats_the_majority():
+    """Is the product the thing that is asked for, under the shop's name for it?"""
+    rng = np.random.default_rng(0)
+    names = list(tiny.RENAMED.values())
+    rows = []
+    for colour in tiny.COLOURS:
+        for i, thing in enumerate(tiny.RENAMED):
+            wrong = (i + int(rng.integers(1, len(names)))) % len(names)
+            for j, label in ((i, 0), (i, 0), (wrong, 3)):
+                title = f"{names[j]} in {rng.choice(tiny.COLOURS)}"
+                rows.append((f"{colour} {thing}", title, label))
+    queries, titles, labels = zip(
+        *(rows[i] for i in rng.permutation(len(rows))), strict=True
+    )
+    encoded = tiny.tokenizer().encoder(queries, titles, max_tokens=16, labels=labels)
+    held_out, train = encoded[:40], encoded[40:]
+
+    collate = partial(collate_encoder, fill=tiny.EOS)
+    optimizer = train_state.adamw(3e-3, 300)
+    start = train_state.create(
+        models.init(tiny.BERT, jax.random.key(0)), optimizer, jax.random.key(0)
+    )
+    step = steps.compile_step(steps.classify_step, model=tiny.BERT, optimizer=optimizer)
+    batches = Batches(train, collate, batch_size=16, seed=0)
+    state = loop.run(step, start, batches, num_steps=300)
+
+    batch = collate(held_out)
+    logits = golden.apply(tiny.BERT, state.params, *batch[:3], method="classify")
+    right = np.asarray(logits).argmax(axis=1) == batch.label
+    majority = np.bincount([row.label for row in train]).argmax()
+    gain = metrics.paired_bootstrap(1 * (batch.label == majority), 1 * right)
+    assert gain.low > 0, gain

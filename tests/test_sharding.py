@@ -1,0 +1,116 @@
+"""Eight devices compute what one does, and each holds its part only."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+import tiny
+from jax.sharding import PartitionSpec as P
+
+from jaxqr import decode
+from jaxqr.train import sharding, steps
+from jaxqr.train import state as train_state
+from jaxqr.types import Prompts
+
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+STATIC = {"model": tiny.GPT2, "optimizer": OPTIMIZER}
+BATCH = tiny.pairs(tiny.rows(8))
+PROMPTS = Prompts(BATCH.source, BATCH.source_mask)
+
+
+def start():
+    return train_state.create(tiny.params(), OPTIMIZER, jax.random.key(0))
+
+
+def two_steps(state, batch, like=None):
+    step = steps.compile_step(steps.sft_step, like=like, **STATIC)
+    for _ in range(2):
+        state, metrics = step(state, batch)
+    assert step._cache_size() == 1  # the second step found the state where it was
+    return state, metrics
+
+
+def generated(params, prompts):
+    return decode.generate(
+        tiny.GPT2, params, prompts, jax.random.key(1), max_new_tokens=6
+    )
+
+
+@pytest.fixture(scope="module")
+def single():
+    return two_steps(start(), BATCH), generated(tiny.params(), PROMPTS)
+
+
+def parts(x):
+    return {shard.data.shape for shard in x.addressable_shards}
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 8])
+def test_eight_devices_compute_what_one_does(single, fsdp):
+    (expected, expected_metrics), expected_tokens = single
+    mesh = sharding.make_mesh(fsdp)
+    assert dict(mesh.shape) == {"data": 8 // fsdp, "fsdp": fsdp}
+    state = sharding.shard_state(start(), mesh)
+    batch = sharding.shard_batch(BATCH, mesh)
+    assert parts(batch.source) == {(1, 7)}
+    placements = jax.tree.map(lambda x: x.sharding, state)
+
+    state, metrics = two_steps(state, batch, like=state)
+    for x, before in zip(
+        jax.tree.leaves(state), jax.tree.leaves(placements), strict=True
+    ):
+        assert x.sharding.is_equivalent_to(before, x.ndim)
+        assert len(x.sharding.device_set) == 8
+
+    kernel = state.params["params"]["h_0"]["c_fc"]["kernel"]
+    momentum = state.opt_state[0].trace["params"]["h_0"]["c_fc"]["kernel"]
+    for x in (kernel, momentum):  # [32, 128] along its larger axis
+        assert parts(x) == {(32, 128 // fsdp)}
+        assert x.sharding.spec == (P(None, "fsdp") if fsdp > 1 else P())
+    assert parts(state.params["params"]["h_0"]["c_fc"]["bias"]) == {(128,)}
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        jax.device_get(state.params),
+        jax.device_get(expected.params),
+    )
+    for name, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
+
+    if fsdp == 2:  # both axes are in use; each mesh compiles a program of its own
+        params = sharding.shard_state(tiny.params(), mesh)
+        sharded = generated(params, sharding.shard_batch(PROMPTS, mesh))
+        np.testing.assert_array_equal(sharded.tokens, expected_tokens.tokens)
+        np.testing.assert_array_equal(sharded.mask, expected_tokens.mask)
+        np.testing.assert_allclose(sharded.logps, expected_tokens.logps, atol=1e-4)
+
+
+def test_what_is_small_or_odd_is_replicated(monkeypatch):
+    mesh = sharding.make_mesh(8)
+    monkeypatch.setattr(sharding, "SMALLEST", 1)
+    arrays = {
+        "odd": np.zeros((3, 5)),
+        "rows": np.zeros((16, 3)),
+        "columns": np.zeros((8, 24)),
+        "scalar": np.zeros(()),
+    }
+    placed = sharding.shard_state(arrays, mesh)
+    specs = {name: x.sharding.spec for name, x in placed.items()}
+    assert specs == {
+        "odd": P(),
+        "rows": P("fsdp"),
+        "columns": P(None, "fsdp"),
+        "scalar": P(),
+    }
+
+
+def test_a_batch_that_does_not_divide_is_replicated():
+    mesh = sharding.make_mesh(2)
+    placed = sharding.shard_batch({"a": np.zeros((7, 2)), "b": np.zeros(16)}, mesh)
+    assert parts(placed["a"]) == {(7, 2)}
+    assert parts(placed["b"]) == {(2,)}
+
+
+def test_devices_that_do_not_divide():
+    with pytest.raises(ValueError, match="fsdp=3 does not divide the 8 devices"):
+        sharding.make_mesh(3)
