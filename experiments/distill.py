@@ -57,8 +57,9 @@ PRESETS = {
         corpus_tokens=16,
     ),
     "esci-small": Config(
-        Optimisation(1000, 32, 1e-4, evaluate_every=100, checkpoint_every=200),
+        Optimisation(320, 32, 2e-4, evaluate_every=80, checkpoint_every=80),
         run=Path("runs/esci-small"),
+        corpus_tokens=32,
     ),
     "paper-gpt2": Config(
         Optimisation(5000, 64, 5e-6, evaluate_every=250, checkpoint_every=250),

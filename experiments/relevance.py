@@ -51,9 +51,8 @@ PRESETS = {
         Optimisation(1000, 64, 1e-3, evaluate_every=500), max_tokens=32
     ),
     "esci-small": Config(
-        Optimisation(1500, 32, 3e-4, evaluate_every=250, checkpoint_every=250),
+        Optimisation(1200, 32, 5e-4, evaluate_every=300, checkpoint_every=300),
         run=Path("runs/esci-small"),
-        model="bert-mini",
         max_tokens=64,
     ),
     "paper-gpt2": Config(

@@ -35,23 +35,23 @@ class Config:
     seed: int = 0
 
 
-_QUICK = Config("teacher", "gpt2-mini", Optimisation(300, 32, 1e-3), max_tokens=16)
+_QUICK = Config("teacher", "gpt2-mini", Optimisation(150, 32, 1e-3), max_tokens=16)
 _ESCI = Config(
     "teacher",
     "gpt2-mini",
-    Optimisation(3000, 32, 1e-3, evaluate_every=500, checkpoint_every=500),
+    Optimisation(800, 32, 1e-3, evaluate_every=400, checkpoint_every=200),
     run=Path("runs/esci-small"),
     max_tokens=32,
 )
 
 PRESETS = {
     "quickstart-teacher": _QUICK,
-    "quickstart-student": Config("student", "gpt2-tiny", Optimisation(300, 32, 2e-3)),
+    "quickstart-student": Config("student", "gpt2-tiny", Optimisation(150, 32, 2e-3)),
     "esci-small-teacher": _ESCI,
     "esci-small-student": Config(
         "student",
         "gpt2-tiny",
-        Optimisation(3000, 32, 2e-3, evaluate_every=500, checkpoint_every=500),
+        Optimisation(800, 32, 2e-3, evaluate_every=400, checkpoint_every=200),
         run=_ESCI.run,
         max_tokens=32,
     ),

@@ -18,7 +18,7 @@ from jaxqr.types import Labelled, Pairs, TrainState
 R = TypeVar("R")
 Batch = TypeVar("Batch")
 
-BUCKETS = (16, 32, 64, 128, 256, 512, 1024)
+BUCKETS = (1, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Batches(Generic[Batch]):
