@@ -107,8 +107,7 @@ def main(config: Config) -> None:
         _show(console, "Offline, test pairs", summary["offline"]["rows"])
     if (config.run / "online" / "done").exists():
         summary["online"] = online(config, data)
-        _show(console, "Online, held-out queries", summary["online"]["rows"])
-        _show(console, "Differences", summary["online"]["differences"])
+        _show(console, "Online, held-out queries", _by_metric(summary["online"]))
         lines = read_metrics(config.run / "online" / "metrics.jsonl")
         summary["curves"] = [x for x in lines if x["kind"] == "evaluation"]
         summary["training"] = [x for x in lines if x["kind"] == "train"]
@@ -334,6 +333,21 @@ def _rewrites(path: Path) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def _by_metric(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """The online table with a line per metric: it has more metrics than systems."""
+    lines = []
+    for metric in table["metrics"]:
+        line = {"metric": metric.replace("_", " ")}
+        line |= {row["system"]: row[metric] for row in table["rows"]}
+        for difference in table["differences"]:
+            if difference["metric"] == metric:
+                than = difference["than"]
+                low, high = difference["low"], difference["high"]
+                line[f"against {than}"] = f"{low:+.3f} to {high:+.3f}"
+        lines.append(line)
+    return lines
 
 
 def _show(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -42,9 +42,7 @@ def launch(
 
     Exits with 2 on an error in what was given, and with 130 after ctrl-C.
     """
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # progress, in a log file too
+    set_up()
     described = {name: (f"The {name} preset.", c) for name, c in presets.items()}
     options = (tyro.conf.AvoidSubcommands,)  # a stage that a preset lacks stays out
     if len(presets) == 1:
@@ -56,10 +54,6 @@ def launch(
         config = tyro.extras.overridable_config_cli(
             described, description=doc, config=options
         )
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        # Stages share many compiled functions, and so does a resumed run.
-        jax.config.update("jax_compilation_cache_dir", str(CACHE))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
         main(config)
     except KeyboardInterrupt as stop:
@@ -73,6 +67,17 @@ def launch(
             raise
         print(f"error: {error}\n(JAXQR_TRACEBACK=1 shows where)", file=sys.stderr)
         sys.exit(2)
+
+
+def set_up() -> None:
+    """What every process of a run begins with."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # progress, in a log file too
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        # Stages share many compiled functions, and so does a resumed run.
+        jax.config.update("jax_compilation_cache_dir", str(CACHE))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @contextmanager

@@ -6,11 +6,19 @@
         --sft-teacher.init PATH/TO/gpt2-large --sft-student.init PATH/TO/gpt2
 
 Stages that are done are passed over, one that was interrupted goes on: the same
-command again finishes the run.
+command again finishes the run. On a CPU, M1 trains in a process of its own beside the
+language models, and writes to `runs/NAME/relevance.log`.
 """
 
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import jax
 
 from experiments import (
     distill,
@@ -22,7 +30,7 @@ from experiments import (
     sft,
     warmup,
 )
-from experiments.layout import launch
+from experiments.layout import launch, set_up
 
 
 @dataclass(frozen=True)
@@ -60,20 +68,57 @@ PRESETS = {
 
 def main(config: Config) -> None:
     """Runs every stage in turn."""
-    for module, stage in (
-        (prepare, config.prepare),
-        (relevance, config.relevance),
-        (warmup, config.warmup_teacher),
-        (sft, config.sft_teacher),
-        (warmup, config.warmup_student),
-        (sft, config.sft_student),
-        (distill, config.distill),
-        (online_dpo, config.online),
-        (evaluate, config.evaluate),
-    ):
-        if stage is not None:
-            module.main(replace(stage, run=config.run))
+    prepare.main(replace(config.prepare, run=config.run))
+    with _beside(replace(config.relevance, run=config.run)):
+        for module, stage in (
+            (warmup, config.warmup_teacher),
+            (sft, config.sft_teacher),
+            (warmup, config.warmup_student),
+            (sft, config.sft_student),
+            (distill, config.distill),
+        ):
+            if stage is not None:
+                module.main(replace(stage, run=config.run))
+    online_dpo.main(replace(config.online, run=config.run))
+    evaluate.main(replace(config.evaluate, run=config.run))
     report.main(report.Config(config.run))
+
+
+@contextmanager
+def _beside(config: relevance.Config) -> Iterator[None]:
+    """Trains M1 while the body runs, or before it where an accelerator is shared.
+
+    Raises:
+        RuntimeError: M1 failed; the message names its log.
+    """
+    done = (config.run / "relevance" / "done").exists()
+    if done or jax.default_backend() != "cpu":
+        relevance.main(config)
+        yield
+        return
+    log = config.run / "relevance.log"
+    # Spawned: a fork of a process whose JAX has started its threads can hang.
+    child = multiprocessing.get_context("spawn").Process(
+        target=_logged, args=(config, log), name="relevance"
+    )
+    child.start()
+    try:
+        yield
+    except BaseException:
+        child.terminate()  # it saves its checkpoint and ends
+        raise
+    finally:
+        child.join()
+    if child.exitcode:
+        raise RuntimeError(f"M1 was not trained; {log} says why")
+
+
+def _logged(config: relevance.Config, log: Path) -> None:
+    with log.open("a", buffering=1) as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+        set_up()
+        relevance.main(config)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def main(config: Config) -> None:
                 ),
                 Sampling(config.max_source, config.max_target),
             ),
-            score="negative_nll",
+            score="-nll",
             seed=config.seed,
         )
 

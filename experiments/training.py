@@ -136,7 +136,7 @@ def validation(
     """Evaluates on held-out pairs: `nll`, `rouge_l`, and `reverse_kl` to a teacher.
 
     NLL and reverse KL are nats per target token; ROUGE-L (x 100) is of greedy
-    rewrites against every reference. `negative_nll` is there to be maximised.
+    rewrites against every reference.
     """
     queries = list(dict.fromkeys(query for query, _ in pairs))
 
@@ -163,7 +163,6 @@ def validation(
         rouge = metrics.rouge_l([by_query[q] for q, _ in pairs], [r for _, r in pairs])
         values = {
             "nll": nll,
-            "negative_nll": -nll,
             "rouge_l": 100 * float(np.mean(rouge)),
         }
         if teacher:

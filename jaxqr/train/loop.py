@@ -20,6 +20,9 @@ from jaxqr.train.checkpoint import Checkpoints
 from jaxqr.train.log import Meter, RunLog
 from jaxqr.types import Params, TrainState
 
+NOTED = 6
+"""Evaluated numbers that are shown at once; all of them are logged."""
+
 
 @runtime_checkable
 class Batches(Protocol):
@@ -73,7 +76,8 @@ def run(
         evaluate: called before the first step, every `evaluate_every` steps and after
             the last; returns the numbers to log.
         evaluate_every: 0 evaluates before and after only.
-        score: the evaluated number whose highest value is best.
+        score: the evaluated number whose highest value is best, or, with a minus
+            before its name, whose lowest is.
         keep: called with the parameters whenever `score` is the best so far.
         checkpoint_every: 0 saves at the end and on a signal only.
         log_every: steps between lines of training metrics.
@@ -103,10 +107,15 @@ def run(
         values = evaluate(state)
         if log:
             log.write(done, "evaluation", values)
-        numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        numbers = "  ".join(
+            f"{name} {value:.4g}" for name, value in list(values.items())[:NOTED]
+        )
         meter.note(f"{title}  step {done}  {numbers}")
-        if score is not None and values[score] > best:  # never true of NaN
-            best = values[score]
+        if score is None:
+            return
+        worth = -values[score[1:]] if score.startswith("-") else values[score]
+        if worth > best:  # never true of NaN
+            best = worth
             if keep is not None:
                 keep(state.params)
 
@@ -157,12 +166,12 @@ def run(
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Notes the first SIGINT or SIGTERM; a second one acts at once."""
+    """Notes the first SIGINT or SIGTERM; a second of the same kind acts at once."""
     received: list[int] = []
 
     def note(number, frame):
         del frame
-        if received:
+        if number in received:
             raise KeyboardInterrupt
         received.append(number)
 
