@@ -51,7 +51,7 @@ class Config:
 
 PRESETS = {
     "quickstart": Config(
-        Optimisation(320, 32, 3e-4, evaluate_every=80),
+        Optimisation(256, 32, 3e-4, evaluate_every=64),
         max_source=16,
         max_target=16,
         corpus_tokens=16,

@@ -113,7 +113,13 @@ def stage(folder: Path, config: Any) -> Iterator[bool]:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
     console.rule(str(folder))
-    yield True
+    try:
+        yield True
+    except Exception:
+        if list(folder.iterdir()) == [path]:  # nothing was begun
+            path.unlink()
+            folder.rmdir()
+        raise
     (folder / "done").touch()
 
 

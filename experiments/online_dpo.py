@@ -73,7 +73,8 @@ class Config:
 
 PRESETS = {
     "quickstart": Config(
-        Optimisation(300, 16, 2e-4, "constant", evaluate_every=50, checkpoint_every=50),
+        Optimisation(150, 16, 1e-4, "constant", evaluate_every=25, checkpoint_every=50),
+        beta=0.3,
         candidates=4,
         k=10,
         evaluation_queries=100,
