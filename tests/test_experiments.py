@@ -72,7 +72,7 @@ def test_again_nothing_is_done_twice(run):
 
 
 def test_another_configuration_is_refused(run):
-    with pytest.raises(ValueError, match="k 2 -> 3.*choose another --run"):
+    with pytest.raises(ValueError, match=r"k 2 -> 3.*choose another --run"):
         prepare.main(replace(run.prepare, run=run.run, k=3))
 
 

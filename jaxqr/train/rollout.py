@@ -57,7 +57,7 @@ def rewrite(
     """
     width = bucket(sampling.max_source)
     collate = partial(pad_prompts, width=width, fill=tokenizer.eos)
-    sources = [s for s in tokenizer.source(queries, width) for _ in range(n)]
+    sources = [s for s in tokenizer.source(queries, sampling.max_source) for _ in range(n)]
     texts: list[str] = []
     for index, (prompts, real) in enumerate(
         in_order(sources, collate, batch_size=batch_size)
@@ -303,7 +303,9 @@ class OnlinePreferences:
         ]
         width = bucket(self._sampling.max_source)
         prompts = pad_prompts(
-            self._tokenizer.source(queries, width), width, self._tokenizer.eos
+            self._tokenizer.source(queries, self._sampling.max_source),
+            width,
+            self._tokenizer.eos,
         )
         generated = decode.generate(
             self._model,
