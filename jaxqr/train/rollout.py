@@ -57,7 +57,8 @@ def rewrite(
     """
     width = bucket(sampling.max_source)
     collate = partial(pad_prompts, width=width, fill=tokenizer.eos)
-    sources = [s for s in tokenizer.source(queries, sampling.max_source) for _ in range(n)]
+    once = tokenizer.source(queries, sampling.max_source)
+    sources = [source for source in once for _ in range(n)]
     texts: list[str] = []
     for index, (prompts, real) in enumerate(
         in_order(sources, collate, batch_size=batch_size)
