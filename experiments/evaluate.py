@@ -8,6 +8,7 @@ paired bootstrap intervals; the curves of Figure 4; Table 5's rewrites over time
 """
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ class Config:
     """Most test pairs in the offline table."""
     queries: int = 500
     """Most held-out queries in the online table."""
+    online: str = "online"
+    """The online stage that is evaluated."""
     seed: int = 0
 
 
@@ -50,10 +53,9 @@ PRESETS = {
 }
 
 MODELS = {
-    "untrained student": "warmup-student",
+    "warmed-up student": "warmup-student",
     "SFT student": "sft-student",
     "distilled student": "distill",
-    "student after online DPO": "online",
     "SFT teacher": "sft-teacher",
 }
 """Rows of the offline table and the stages they come from; further distillations in
@@ -105,13 +107,13 @@ def main(config: Config) -> None:
     if (config.run / "sft-teacher" / "done").exists():
         summary["offline"] = offline(config, data)
         _show(console, "Offline, test pairs", summary["offline"]["rows"])
-    if (config.run / "online" / "done").exists():
+    if (config.run / config.online / "done").exists():
         summary["online"] = online(config, data)
         _show(console, "Online, held-out queries", _by_metric(summary["online"]))
-        lines = read_metrics(config.run / "online" / "metrics.jsonl")
+        lines = read_metrics(config.run / config.online / "metrics.jsonl")
         summary["curves"] = [x for x in lines if x["kind"] == "evaluation"]
         summary["training"] = [x for x in lines if x["kind"] == "train"]
-        summary["rewrites"] = _rewrites(config.run / "online" / "rewrites.jsonl")
+        summary["rewrites"] = _rewrites(config.run / config.online / "rewrites.jsonl")
     write_json(config.run / "summary.json", summary)
     console.print(f"wrote {config.run / 'summary.json'}")
 
@@ -125,8 +127,13 @@ def _about(config: Config, data: prepare.Prepared) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "version": jaxqr.__version__,
         "seed": settings["seed"],
-        "command": f"python -m experiments.pipeline {config.run.name}",
+        "command": " ".join(["python -m", *_command()]),
     }
+
+
+def _command() -> list[str]:
+    """The module that was started, and its arguments."""
+    return [f"experiments.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
 
 
 def offline(config: Config, data: prepare.Prepared) -> dict[str, Any]:
@@ -139,9 +146,8 @@ def offline(config: Config, data: prepare.Prepared) -> dict[str, Any]:
     settings = _read(config.run / "sft-teacher" / "config.json")
     sampling = Sampling(settings["max_source"], settings["max_target"], temperature=0.0)
     systems = {COPY: _texts(data.tokenizer, [query for query, _ in pairs], pairs)}
-    stages = MODELS | {
-        path.name: path.name for path in sorted(config.run.glob("distill-*"))
-    }
+    stages = MODELS | {"student after online DPO": config.online}
+    stages |= {path.name: path.name for path in sorted(config.run.glob("distill-*"))}
     for name, stage in stages.items():
         if (config.run / stage / "done").exists():
             systems[name] = _offline(
@@ -154,7 +160,7 @@ def offline(config: Config, data: prepare.Prepared) -> dict[str, Any]:
     comparisons = [
         comparison
         for better, worse in (
-            ("SFT student", "untrained student"),
+            ("SFT student", "warmed-up student"),
             ("distilled student", "SFT student"),
         )
         if better in systems and worse in systems
@@ -230,7 +236,7 @@ def by_query(values: np.ndarray, queries: Sequence[str]) -> np.ndarray:
 
 def online(config: Config, data: prepare.Prepared) -> dict[str, Any]:
     """Table 3: copying, before and after online DPO, on held-out queries."""
-    settings = _read(config.run / "online" / "config.json")
+    settings = _read(config.run / config.online / "config.json")
     queries = sample(data.searchable["test"], config.queries, config.seed)
     scorers = scoring.build(
         config.run, data, k=settings["k"], weights=settings["weights"]
@@ -243,7 +249,7 @@ def online(config: Config, data: prepare.Prepared) -> dict[str, Any]:
     systems = {
         COPY: queries,
         before: _write(config.run / settings["start"], queries, sampling),
-        after: _write(config.run / "online", queries, sampling),
+        after: _write(config.run / config.online, queries, sampling),
     }
     numbers, flags = {}, {}
     for name, rewrites in systems.items():

@@ -129,7 +129,9 @@ def main(config: Config) -> None:
             evaluate=evaluate,
             seed=config.seed,
         )
-        m1 = RelevanceModel.load(folder / "model", data.collection.products)
+        m1 = RelevanceModel.load(
+            folder / "model", data.collection.products, max_tokens=config.max_tokens
+        )
         report = compare(m1, test, train, data.collection, config.seed)
         write_json(folder / "evaluation.json", report)
         _show(report)

@@ -45,7 +45,10 @@ def build(
     """
     folder = require(run / "relevance", "python -m experiments.relevance PRESET")
     products = data.collection.products
-    relevance = RelevanceModel.load(folder / "model", products)
+    settings = json.loads((folder / "config.json").read_text())
+    relevance = RelevanceModel.load(
+        folder / "model", products, max_tokens=settings["max_tokens"]
+    )
     retriever = EmbeddedRetriever.build(products.values())
     counts = Counter(p.brand for p in products.values() if p.brand)
     brands = [brand for brand, _ in counts.most_common(50)]

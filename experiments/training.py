@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,20 @@ class Optimisation:
 
 
 def load_model(folder: Path) -> tuple[Any, Params, Tokenizer]:
-    """A model, its parameters and its tokenizer from one Hugging Face folder."""
+    """A language model, its parameters and its tokenizer from one folder.
+
+    Raises:
+        ValueError: model and tokenizer end a text differently.
+    """
     model, params = models.load_pretrained(folder)
-    return model, params, Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder)
+    if model.config.eos_token_id != tokenizer.eos:
+        raise ValueError(
+            f"{folder}: config.json ends texts with token "
+            f"{model.config.eos_token_id}, the tokenizer with {tokenizer.eos}; "
+            "generation would never stop. Set both to the same eos_token_id"
+        )
+    return model, params, tokenizer
 
 
 def export(folder: Path, model: Any, params: Params, tokenizer: Tokenizer) -> None:
@@ -102,6 +113,11 @@ def train(
         keep(last.params)
 
 
+@cache
+def _measure(model: Any, other: Any) -> Callable[..., steps.Measured]:
+    return steps.compile_step(steps.measure, donate=False, model=model, other=other)
+
+
 def measured(
     model: Any,
     params: Params,
@@ -115,7 +131,7 @@ def measured(
 ) -> steps.Measured:
     """`steps.measure` of every pair, as numpy columns."""
     other, other_params = teacher or (None, None)
-    measure = steps.compile_step(steps.measure, donate=False, model=model, other=other)
+    measure = _measure(model, other)
     rows = tokenizer.pairs(pairs, max_source=max_source, max_target=max_target)
     collate = partial(collate_pairs, fill=tokenizer.eos)
     parts = []

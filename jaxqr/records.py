@@ -35,8 +35,8 @@ class Judgements(NamedTuple):
 class Collection(NamedTuple):
     """Products, queries and judgements: what search is trained and measured on.
 
-    `split` maps every query to "train" or "test". A judgement's product may lack
-    text, and so be missing from `products`; its query is always in `split`.
+    `split` maps every query to "train", "validation" or "test". A judgement's product
+    may lack text, and so be missing from `products`; its query is always in `split`.
     """
 
     products: dict[str, Product]

@@ -71,11 +71,22 @@ class RelevanceModel:
 
     @classmethod
     def load(
-        cls, folder: str | Path, products: Mapping[str, Product]
+        cls,
+        folder: str | Path,
+        products: Mapping[str, Product],
+        *,
+        gains: Mapping[str, float] = GAINS,
+        max_tokens: int = MAX_TOKENS,
     ) -> "RelevanceModel":
-        """Reads a Hugging Face folder of an encoder with four classes."""
+        """Reads a Hugging Face folder of an encoder with four classes.
+
+        `max_tokens` should be the length that it was trained with.
+        """
         model, params = models.load_pretrained(folder)
-        return cls(model, params, Tokenizer.load(folder), products)
+        tokenizer = Tokenizer.load(folder)
+        return cls(
+            model, params, tokenizer, products, gains=gains, max_tokens=max_tokens
+        )
 
     def __call__(
         self, queries: Sequence[str], ids: np.ndarray
@@ -103,7 +114,7 @@ class RelevanceModel:
         """Label probabilities of each (query, product id) row, in `LABELS` order."""
         rows = self._tokenizer.encoder(
             queries,
-            [product_text(self._products[product]) for product in products],
+            [product_text(self._product(product)) for product in products],
             max_tokens=self._max_tokens,
         )
         # Similar lengths share a batch, so that short pairs are not padded to long.
@@ -119,6 +130,14 @@ class RelevanceModel:
         if parts:
             probabilities[order] = np.concatenate(parts)
         return probabilities
+
+    def _product(self, product: str) -> Product:
+        if product not in self._products:
+            raise ValueError(
+                f"product {product!r} was found but is not in the catalogue that M1 "
+                "reads: index the same products that it is given"
+            )
+        return self._products[product]
 
 
 @partial(jax.jit, static_argnums=0)

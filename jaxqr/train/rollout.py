@@ -141,6 +141,11 @@ class MixtureRollouts:
         inner_epochs: int,
         batch_size: int,
     ):
+        if sampling.arguments() != Sampling(*sampling[:2]).arguments():
+            raise ValueError(
+                f"{sampling}: MiniLLM's importance weights hold for samples at "
+                "temperature 1 without truncation; leave these at their defaults"
+            )
         if rollouts % batch_size:
             raise ValueError(
                 f"rollouts={rollouts} is not a multiple of batch_size={batch_size}"

@@ -269,7 +269,8 @@ def dpo_step(
     is DPO (Rafailov et al. 2023, eq. 7). Log-probabilities are summed over the
     target tokens, EOS included.
 
-    Metrics: those of `losses.dpo`, means over the pairs that count.
+    Metrics: those of `losses.dpo`, means over the pairs that count; `chosen_logp` and
+    `rejected_logp` are means over all rows.
     """
     both = _both(batch)
 
