@@ -51,7 +51,10 @@ class Config:
 
 PRESETS = {
     "quickstart": Config(
-        Optimisation(256, 32, 3e-4, evaluate_every=64),
+        Optimisation(480, 32, 6e-4, evaluate_every=120),
+        # Small models that begin with a little of the corpus soon forget the queries.
+        corpus_weight=0.1,
+        validation_pairs=1000,
         max_source=16,
         max_target=16,
         corpus_tokens=16,

@@ -2,7 +2,7 @@
 
     python -m experiments.quickstart
 
-The synthetic shop, a 3.5 M-parameter teacher, a 0.6 M-parameter student. CPU.
+The synthetic shop, a 1.6 M-parameter teacher, a 0.6 M-parameter student. CPU.
 """
 
 from experiments.layout import launch

@@ -40,7 +40,7 @@ _PAPER = Path("runs/paper-gpt2")
 PRESETS = {
     "quickstart-teacher": Config(
         "teacher",
-        Optimisation(450, 32, 1e-3, evaluate_every=150),
+        Optimisation(1000, 32, 1e-3, evaluate_every=250),
         max_source=16,
         max_target=16,
     ),

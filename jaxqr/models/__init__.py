@@ -44,6 +44,7 @@ Config = GPT2Config | BertConfig
 
 PRESETS: dict[str, Config] = {
     "gpt2-tiny": GPT2Config(n_embd=128, n_layer=2, n_head=4, initializer_range=0.08),
+    "gpt2-3x192": GPT2Config(n_embd=192, n_layer=3, n_head=4, initializer_range=0.07),
     "gpt2-mini": GPT2Config(n_embd=256, n_layer=4, n_head=4, initializer_range=0.06),
     "gpt2": GPT2Config(),
     "gpt2-medium": GPT2Config(n_embd=1024, n_layer=24, n_head=16),
