@@ -7,7 +7,6 @@ import pytest
 import tiny
 
 from jaxqr.data.pipeline import (
-    BUCKETS,
     Batches,
     bucket,
     collate_encoder,
@@ -72,7 +71,7 @@ def test_no_rows():
 
 
 def test_buckets():
-    assert [bucket(n) for n in (0, 1, 16, 17, 1024)] == [16, 16, 16, 32, 1024]
+    assert [bucket(n) for n in (0, 1, 16, 17, 1024)] == [1, 1, 16, 32, 1024]
     assert bucket(5, (4, 8)) == 8
     with pytest.raises(
         ValueError, match="length 1025 exceeds the largest bucket, 1024"
@@ -105,7 +104,7 @@ def test_encoder_rows_are_padded_on_the_right():
 def test_pair_batches_have_one_shape_per_bucket():
     rows = tiny.tokenizer().pairs(tiny.PAIRS, max_source=16, max_target=16)
     batches = take(pair_batches(rows, batch_size=6, seed=0, fill=tiny.EOS), 8)
-    assert {x.shape for batch in batches for x in batch} == {(6, BUCKETS[0])}
+    assert {x.shape for batch in batches for x in batch} == {(6, 16)}
     seen = [
         (row[mask].tolist(), target[target_mask].tolist())
         for batch in batches
