@@ -38,7 +38,7 @@ class Config:
     """Evaluation of a run's finished stages."""
 
     run: Path = Path("runs/quickstart")
-    pairs: int = 2000
+    pairs: int = 10_000
     """Most test pairs in the offline table."""
     queries: int = 500
     """Most held-out queries in the online table."""
