@@ -24,12 +24,12 @@ from experiments import prepare, scoring, training
 from experiments.layout import launch, require, write_json
 from experiments.online_dpo import sample
 from jaxqr import metrics
+from jaxqr.report.definitions import COPY
 from jaxqr.rewards.reward import PARTS
 from jaxqr.train import rollout
 from jaxqr.train.log import read_metrics
 from jaxqr.train.rollout import Sampling
 
-COPY = "copy the query"
 INTERACTIONS = ("click", "add_to_cart", "purchase")
 
 

@@ -3,7 +3,7 @@
     python -m experiments.online_dpo quickstart
 
 Each update: 16 training queries, N rewrites each from the current policy, the best
-against the worst by reward, one DPO step. Every 50 updates the policy rewrites
+against the worst by reward, one DPO step. At intervals the policy rewrites
 held-out queries: reward parts, a second pool of shoppers, judged-only nDCG, KL to the
 start, entropy and length go to `metrics.jsonl`, the rewrites of a few queries to
 `rewrites.jsonl`. Ctrl-C saves; the same command goes on.

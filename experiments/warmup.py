@@ -2,7 +2,7 @@
 
     python -m experiments.warmup quickstart-student
 
-Next-token training on the catalogue and on the training queries; the same text is
+Next-token training on the catalogue's titles and the training queries; the same text is
 MiniLLM's language-model corpus later. Stages that start from a pretrained Hugging
 Face folder (`--init`) do without it.
 """
@@ -19,7 +19,7 @@ from experiments.training import Optimisation
 from jaxqr import models
 from jaxqr.data.pipeline import pair_batches
 from jaxqr.train import steps
-from jaxqr.train.rollout import GREEDY
+from jaxqr.train.rollout import Sampling
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def main(config: Config) -> None:
                 model,
                 tokenizer,
                 training.sample_pairs(data.pairs["validation"], 128),
-                GREEDY,
+                Sampling(config.max_tokens, config.max_tokens),
             ),
             seed=config.seed,
         )

@@ -348,4 +348,4 @@ def test_the_sampler_is_not_told_how_long_prompts_are():
         "top_k": 3,
         "top_p": 0.9,
     }
-    assert rollout.GREEDY.arguments()["temperature"] == 0
+    assert rollout.Sampling(temperature=0.0).arguments()["temperature"] == 0

@@ -36,9 +36,6 @@ class Sampling(NamedTuple):
         return fields
 
 
-GREEDY = Sampling(temperature=0.0)
-
-
 def rewrite(
     model: Any,
     params: Params,

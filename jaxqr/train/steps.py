@@ -159,7 +159,8 @@ class MiniLLMBatch(NamedTuple):
 class MiniLLM(NamedTuple):
     """Coefficients of `minillm_step` (Gu et al. 2024).
 
-    `paper` follows the paper's equations 3 to 8; `lmops` the authors' released code:
+    `paper` has the paper's returns, normalised by length; its single-step part
+    carries no importance weight. `lmops` follows the authors' released code:
     scaled and clipped rewards, discounting, whitened returns.
     """
 
