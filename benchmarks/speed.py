@@ -174,8 +174,7 @@ def jaxqr_works(config: Config) -> dict[str, tuple[Callable[[], None], int]]:
         )
 
     def online_round():
-        twice = Prompts(*(jnp.repeat(x[:PAIRS], 2, axis=0) for x in prompts))
-        drawn = generate(twice)
+        drawn = generate(Prompts(*(x[:PAIRS] for x in prompts)), n=2)
         best, worst = ((drawn.tokens[i::2], drawn.mask[i::2]) for i in (0, 1))
         step(
             "DPO step",

@@ -82,8 +82,12 @@ def main(config: Config) -> None:
     with stage(folder, config) as work:
         if not work:
             return
-        teacher, teacher_params, _ = training.load_model(teacher_folder / "model")
-        student, params, tokenizer = training.load_model(student_folder / "model")
+        teacher, teacher_params, _ = training.load_model(
+            teacher_folder / "model", config.optimisation.fsdp
+        )
+        student, params, tokenizer = training.load_model(
+            student_folder / "model", config.optimisation.fsdp
+        )
         sampling = Sampling(config.max_source, config.max_target)
         rows = tokenizer.pairs(
             data.pairs["train"],

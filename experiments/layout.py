@@ -17,6 +17,7 @@ stages hold `model/`, `checkpoints/`, `metrics.jsonl` and `tensorboard/` too.
 import dataclasses
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -157,5 +158,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
+        return _plain(value.tolist())
+    if isinstance(value, float) and math.isnan(value):
+        return None  # JSON has no NaN
     return value

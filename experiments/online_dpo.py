@@ -25,7 +25,7 @@ from jaxqr.data.pipeline import Batches
 from jaxqr.data.tokenize import Tokenizer
 from jaxqr.rewards import Reward, Sidecar
 from jaxqr.rewards.reward import PARTS
-from jaxqr.train import rollout, steps
+from jaxqr.train import online, rollout, steps
 from jaxqr.train.rollout import Sampling
 from jaxqr.types import Params, TrainState
 
@@ -110,7 +110,7 @@ def main(config: Config) -> None:
         scorers = scoring.build(
             config.run, data, k=config.k, weights=asdict(config.weights)
         )
-        model, params, tokenizer = training.load_model(start)
+        model, params, tokenizer = training.load_model(start, config.optimisation.fsdp)
         sampling = Sampling(
             config.max_source,
             config.max_new_tokens,
@@ -142,12 +142,13 @@ def main(config: Config) -> None:
                 model,
                 params,
                 tokenizer,
-                rollout.OnlinePreferences(
+                online.OnlineRollouts(
                     model,
                     tokenizer,
                     queries,
                     sidecar.submit,
                     Reward,
+                    online.prefer,
                     sampling,
                     candidates=config.candidates,
                     overlap=config.overlap,

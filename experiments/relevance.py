@@ -6,9 +6,12 @@
 Reports accuracy, macro-F1 and judged-only nDCG@10 on held-out queries, beside the
 majority label, BM25 and a random order. Each training pair is joined by `negatives`
 random products labelled irrelevant, because online the model meets products that no
-judge would have been shown.
+judge would have been shown. Where judgements are few, `weak` labels help: a mangled
+span of a product's own title is a query that the product answers exactly, and another
+product does not (inverse cloze task, Lee et al. 2019).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +26,7 @@ from experiments import prepare, training
 from experiments.layout import launch, stage, write_json
 from experiments.training import Optimisation
 from jaxqr import metrics, models
+from jaxqr.data.noise import denoising_pairs
 from jaxqr.data.pipeline import Batches, collate_encoder
 from jaxqr.data.tokenize import Tokenizer
 from jaxqr.records import GAINS, LABELS, Collection
@@ -42,6 +46,8 @@ class Config:
     model: str = "bert-tiny"
     negatives: float = 0.5
     """Random products per judged row, labelled irrelevant."""
+    weak: int = 0
+    """Spans of each product's title that serve as queries."""
     max_tokens: int = 48
     seed: int = 0
 
@@ -156,16 +162,30 @@ def _rows(
     train: Judged, collection: Collection, tokenizer: Tokenizer, config: Config
 ) -> list:
     rng = np.random.default_rng(config.seed)
-    count = round(config.negatives * len(train.label))
-    catalogue = np.array(list(collection.products), object)
-    queries = np.concatenate([train.query, rng.choice(train.query, count)])
-    products = np.concatenate([train.product_id, rng.choice(catalogue, count)])
-    irrelevant = np.full(count, LABELS.index("I"))
+    catalogue = list(collection.products)
+
+    def irrelevant(queries: Sequence[str], count: int) -> list[tuple[str, str, int]]:
+        queries = rng.choice(np.array(queries, object), count).tolist()
+        products = rng.choice(np.array(catalogue, object), count).tolist()
+        label = LABELS.index("I")
+        return [(q, p, label) for q, p in zip(queries, products, strict=True)]
+
+    rows = list(zip(*(column.tolist() for column in train), strict=True))
+    rows += irrelevant(train.query.tolist(), round(config.negatives * len(rows)))
+    weak = [
+        (query, product, LABELS.index("E"))
+        for product in catalogue
+        for query, _ in denoising_pairs(
+            [collection.products[product].title], config.weak, rng
+        )
+    ]
+    rows += weak + irrelevant([query for query, _, _ in weak], len(weak))
+    queries, products, labels = zip(*rows, strict=True)
     return tokenizer.encoder(
-        queries.tolist(),
+        queries,
         [product_text(collection.products[p]) for p in products],
         max_tokens=config.max_tokens,
-        labels=np.concatenate([train.label, irrelevant]).tolist(),
+        labels=labels,
     )
 
 
@@ -216,15 +236,18 @@ def _classification(m1: RelevanceModel, test: Judged) -> dict[str, Any]:
 
 
 def _ndcg(test: Judged, scores: np.ndarray) -> float:
-    """Mean judged-only nDCG@10 of the queries that have a relevant product."""
+    """Mean judged-only nDCG@10 of the queries whose products differ in gain.
+
+    Of other queries every order is equally good.
+    """
     gains = np.array([GAINS[label] for label in LABELS])[test.label]
     values = []
     for query in dict.fromkeys(test.query):
         mine = np.flatnonzero(test.query == query)
-        if gains[mine].max() > 0:
+        if gains[mine].max() > gains[mine].min():
             order = mine[np.argsort(-scores[mine], kind="stable")]
             values.append(metrics.ndcg(gains[order][None], gains[mine][None])[0])
-    return float(np.mean(values))
+    return float(np.mean(values)) if values else float("nan")
 
 
 def _bm25(retriever: EmbeddedRetriever, test: Judged) -> np.ndarray:

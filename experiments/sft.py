@@ -87,7 +87,7 @@ def main(config: Config) -> None:
     with stage(folder, config) as work:
         if not work:
             return
-        model, params, tokenizer = training.load_model(start)
+        model, params, tokenizer = training.load_model(start, config.optimisation.fsdp)
         rows = tokenizer.pairs(
             data.pairs["train"],
             max_source=config.max_source,

@@ -32,8 +32,10 @@ class Optimisation:
     """Devices that share one copy of the parameters; the rest split the batch."""
 
 
-def load_model(folder: Path) -> tuple[Any, Params, Tokenizer]:
+def load_model(folder: Path, fsdp: int = 1) -> tuple[Any, Params, Tokenizer]:
     """A language model, its parameters and its tokenizer from one folder.
+
+    The parameters are placed on all devices, of which `fsdp` share one copy.
 
     Raises:
         ValueError: model and tokenizer end a text differently.
@@ -46,7 +48,8 @@ def load_model(folder: Path) -> tuple[Any, Params, Tokenizer]:
             f"{model.config.eos_token_id}, the tokenizer with {tokenizer.eos}; "
             "generation would never stop. Set both to the same eos_token_id"
         )
-    return model, params, tokenizer
+    mesh = sharding.make_mesh(fsdp)
+    return model, sharding.shard_params(params, mesh), tokenizer
 
 
 def export(folder: Path, model: Any, params: Params, tokenizer: Tokenizer) -> None:
@@ -77,7 +80,7 @@ def train(
     no score is named. The other arguments are those of `loop.run`; `static` goes to
     the step.
     """
-    mesh = sharding.make_mesh(optimisation.fsdp)
+    params = sharding.shard_params(params, sharding.make_mesh(optimisation.fsdp))
     optimizer = state.adamw(
         optimisation.learning_rate,
         optimisation.num_steps,
@@ -86,7 +89,6 @@ def train(
         weight_decay=optimisation.weight_decay,
     )
     start = state.create(params, optimizer, jax.random.key(seed))
-    start = sharding.shard_state(start, mesh)
 
     def keep(params: Params) -> None:
         export(folder / "model", model, params, tokenizer)
@@ -98,7 +100,7 @@ def train(
         start,
         batches,
         num_steps=optimisation.num_steps,
-        frozen=tuple(sharding.shard_state(p, mesh) for p in frozen),
+        frozen=frozen,
         folder=folder,
         evaluate=evaluate,
         evaluate_every=optimisation.evaluate_every,
@@ -106,7 +108,6 @@ def train(
         keep=keep if score else None,
         checkpoint_every=optimisation.checkpoint_every,
         log_every=log_every,
-        place=partial(sharding.shard_batch, mesh=mesh),
         title=folder.name,
     )
     if not score:
@@ -136,6 +137,7 @@ def measured(
     collate = partial(collate_pairs, fill=tokenizer.eos)
     parts = []
     for batch, real in in_order(rows, collate, batch_size=batch_size):
+        batch = sharding.shard_batch(batch, params)
         values = measure(params, batch, *([other_params] if teacher else []))
         parts.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:real], values))
     return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)

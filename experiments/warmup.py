@@ -3,8 +3,9 @@
     python -m experiments.warmup quickstart-student
 
 Next-token training on the catalogue's titles and the training queries; the same text is
-MiniLLM's language-model corpus later. Stages that start from a pretrained Hugging
-Face folder (`--init`) do without it.
+MiniLLM's language-model corpus later. Between plain texts stand mangled ones to be
+restored, which teaches the model to copy words and to spell them. Stages that start
+from a pretrained Hugging Face folder (`--init`) do without all this.
 """
 
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+import numpy as np
 
 from experiments import prepare, training
 from experiments.layout import launch, stage
 from experiments.training import Optimisation
 from jaxqr import models
+from jaxqr.data.noise import denoising_pairs
 from jaxqr.data.pipeline import pair_batches
 from jaxqr.train import steps
 from jaxqr.train.rollout import Sampling
@@ -32,6 +35,8 @@ class Config:
     optimisation: Optimisation
     run: Path = Path("runs/quickstart")
     max_tokens: int = 24
+    denoise: int = 4
+    """Mangled spans to restore per plain text."""
     seed: int = 0
 
 
@@ -75,8 +80,11 @@ def main(config: Config) -> None:
                 eos_token_id=tokenizer.eos,
             )
         )
-        rows = tokenizer.plain(
-            prepare.corpus(data.collection), max_target=config.max_tokens
+        texts = prepare.corpus(data.collection)
+        rows = tokenizer.plain(texts, max_target=config.max_tokens) + tokenizer.pairs(
+            denoising_pairs(texts, config.denoise, np.random.default_rng(config.seed)),
+            max_source=config.max_tokens,
+            max_target=config.max_tokens,
         )
         training.train(
             folder,

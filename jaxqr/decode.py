@@ -49,11 +49,12 @@ def generate(
     key: Key[Array, ""],
     *,
     max_new_tokens: int,
+    n: int = 1,
     temperature: Scalar = 1.0,
     top_k: int | Int[Array, ""] = 0,
     top_p: Scalar = 1.0,
 ) -> Generated:
-    """Continues every prompt until end-of-text or `max_new_tokens`.
+    """Continues every prompt `n` times until end-of-text or `max_new_tokens`.
 
     The next token is drawn from softmax(z / temperature), cut to the `top_k` most
     probable tokens, then to the smallest set of them that holds a share `top_p` of
@@ -65,12 +66,14 @@ def generate(
         prompts: source tokens, padded on the left.
         key: equal keys give equal samples.
         max_new_tokens: the width `T` of the result; static.
+        n: samples of each prompt, which is read once; static.
         temperature: 0 is greedy.
         top_k: 0 keeps all tokens.
         top_p: in (0, 1]; 1 keeps all tokens.
 
     Returns:
         Tokens, mask and the model's log-probabilities (at temperature 1, untruncated),
+        `[B * n, T]`, row `b * n + i` being prompt b's i-th. The log-probabilities are
         equal to `vocab.token_logps` of the same sequence under teacher forcing.
     """
     tokens, mask, (logps,) = _generate(
@@ -83,6 +86,7 @@ def generate(
         jnp.int32(top_k),
         jnp.float32(top_p),
         max_new_tokens=max_new_tokens,
+        n=n,
     )
     return Generated(tokens, mask, logps)
 
@@ -118,6 +122,7 @@ def generate_mixture(
         jnp.int32(top_k),
         jnp.float32(top_p),
         max_new_tokens=max_new_tokens,
+        n=1,
     )
     return Mixture(tokens, mask, student_logps, teacher_logps)
 
@@ -133,7 +138,7 @@ class _Decoding(NamedTuple):
     caches: tuple[Any, ...]
 
 
-@partial(jax.jit, static_argnames=("models", "max_new_tokens"))
+@partial(jax.jit, static_argnames=("models", "max_new_tokens", "n"))
 def _generate(
     models,
     params,
@@ -145,8 +150,9 @@ def _generate(
     top_p,
     *,
     max_new_tokens,
+    n,
 ):
-    rows = prompts.tokens.shape[0]
+    rows = n * prompts.tokens.shape[0]
     eos = models[0].config.eos_token_id
     draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p)
 
@@ -196,6 +202,8 @@ def _generate(
             for model, p in zip(models, params, strict=True)
         ]
     )
+    features = tuple(f._replace(hidden=_repeat(f.hidden, n)) for f in features)
+    caches = _repeat(caches, n)
     empty = _Decoding(
         column=jnp.int32(0),
         tokens=jnp.full((rows, max_new_tokens), eos, jnp.int32),
@@ -212,6 +220,11 @@ def _generate(
 def _each(pairs):
     """[(a, b), ...] -> ((a, ...), (b, ...))."""
     return tuple(zip(*pairs, strict=True))
+
+
+def _repeat(tree, n: int):
+    """Each row `n` times; a cache's scalars stay as they are."""
+    return jax.tree.map(lambda x: jnp.repeat(x, n, axis=0) if x.ndim else x, tree)
 
 
 def _at(values, token):

@@ -259,7 +259,12 @@ def gae(
     return advantages, jnp.where(mask, advantages + values, 0)
 
 
-def group_advantages(rewards: Float[Array, "Q N"], *, kind: str) -> Float[Array, "Q N"]:
+def group_advantages(
+    rewards: Float[Array, "Q N"],
+    *,
+    kind: str,
+    valid: Bool[Array, "Q N"] | None = None,
+) -> Float[Array, "Q N"]:
     """Compare each candidate's reward with those of its query's other candidates.
 
     - `grpo`: `(r - mean) / (std + 1e-6)` with the population's deviation
@@ -269,7 +274,10 @@ def group_advantages(rewards: Float[Array, "Q N"], *, kind: str) -> Float[Array,
       rewrite and so gets advantage 0 itself (Rennie et al. 2017);
     - `none`: `r`.
 
-    Candidates of equal reward get exactly 0 from the first three.
+    Candidates of equal reward get exactly 0 from the first three. Where `valid` is
+    False the reward is unknown: the advantage is 0, and means and deviations are
+    those of the query's other candidates. A candidate left without another one to
+    compare itself with gets 0 too.
 
     Raises:
         ValueError: `kind` is none of the four, or `rloo` has nothing to leave out.
@@ -277,21 +285,27 @@ def group_advantages(rewards: Float[Array, "Q N"], *, kind: str) -> Float[Array,
     >>> print(group_advantages(jnp.array([[1.0, 0.0, 0.5]]), kind="rloo"))
     [[ 0.75 -0.75  0.  ]]
     """
-    above_first = rewards - rewards[:, :1]
-    # Mean of the differences, not difference to the mean: exact for equal rewards.
-    centred = above_first - above_first.mean(axis=1, keepdims=True)
-    candidates = rewards.shape[1]
+    if valid is None:
+        valid = jnp.ones(rewards.shape, bool)
+    counted = jnp.where(valid, rewards, 0.0)
+    # Differences to one of them are exactly 0 for equal rewards, whatever their mean.
+    anchor = jnp.take_along_axis(counted, jnp.argmax(valid, axis=1)[:, None], axis=1)
+    above = jnp.where(valid, counted - anchor, 0.0)
+    candidates = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
+    mean = jnp.sum(above, axis=1, keepdims=True) / candidates
+    centred = jnp.where(valid, above - mean, 0.0)
     match kind:
         case "grpo":
-            return centred / (centred.std(axis=1, keepdims=True) + 1e-6)
-        case "rloo" if candidates > 1:
-            return centred * (candidates / (candidates - 1))
+            variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True) / candidates
+            return centred / (jnp.sqrt(variance) + 1e-6)
+        case "rloo" if rewards.shape[1] > 1:
+            return centred * (candidates / jnp.maximum(candidates - 1, 1))
         case "rloo":
             raise ValueError("rloo got 1 candidate per query; sample 2 or more.")
         case "self_critical":
-            return above_first
+            return jnp.where(valid & valid[:, :1], counted - counted[:, :1], 0.0)
         case "none":
-            return rewards
+            return counted
     raise ValueError(f"kind is {kind!r}; choose grpo, rloo, self_critical or none.")
 
 

@@ -9,7 +9,8 @@
 `H`, `K`  query heads, key/value heads
 `C`       channels per head
 `F`       feed-forward width
-`N`       candidates per query
+`N`       targets (candidates) per source; `BN` rows of them, row `b * N + n` is
+          the n-th of source b
 `Q`       queries
 `M`       products per query
 ========  =================================================================
@@ -54,18 +55,18 @@ class Prompts(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Source texts and the texts that follow them.
+    """Source texts and the texts that follow them, N >= 1 to each source.
 
     `source` is padded on the left, `target` on the right. The end-of-text token
     closes every complete target and is inside `target_mask`. Plain text is a pair
-    whose source is the beginning-of-text token alone. Decoder-only models read
-    source and target as one sequence, encoder-decoders encode the source.
+    whose source is the beginning-of-text token alone. However many targets follow a
+    source, a model reads the source once.
     """
 
     source: Int[AnyArray, "B S"]
     source_mask: Bool[AnyArray, "B S"]
-    target: Int[AnyArray, "B T"]
-    target_mask: Bool[AnyArray, "B T"]
+    target: Int[AnyArray, "BN T"]
+    target_mask: Bool[AnyArray, "BN T"]
 
 
 class Preferences(NamedTuple):

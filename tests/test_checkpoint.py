@@ -54,9 +54,9 @@ def test_a_state_comes_back_to_the_bit(checkpoints):
 
 def test_a_sharded_state_keeps_its_placement(checkpoints):
     mesh = sharding.make_mesh(8)
-    state = sharding.shard_state(toy(1, rows=64), mesh)
+    state = sharding.shard_params(toy(1, rows=64), mesh)
     checkpoints.save(1, state, {})
-    restored, _ = checkpoints.restore(sharding.shard_state(toy(2, rows=64), mesh))
+    restored, _ = checkpoints.restore(sharding.shard_params(toy(2, rows=64), mesh))
     tiny.assert_same_bits(restored, state)
     assert {s.data.shape for s in restored.params["w"].addressable_shards} == {(8, 64)}
     # And what one mesh has saved goes onto another.

@@ -65,6 +65,24 @@ def test_greedy_is_the_argmax_of_a_loop_without_cache(tiny, prompts):
     np.testing.assert_array_equal(drawn.mask, mask[:, width:])
 
 
+def test_samples_of_one_prompt(tiny, prompts):
+    """The prompt is read once; each row is what the prompt's own row would be."""
+    model, params = tiny
+    many = decode.generate(
+        model, params, prompts, jax.random.key(0), max_new_tokens=NEW, n=3
+    )
+    rows = len(prompts.tokens)
+    assert many.tokens.shape == (3 * rows, NEW)
+    repeated = Prompts(*(np.repeat(x, 3, axis=0) for x in prompts))
+    expected = decode.generate(
+        model, params, repeated, jax.random.key(0), max_new_tokens=NEW
+    )
+    np.testing.assert_array_equal(many.tokens, expected.tokens)
+    np.testing.assert_array_equal(many.mask, expected.mask)
+    np.testing.assert_allclose(many.logps, expected.logps, atol=1e-5)
+    assert len({row.tobytes() for row in np.asarray(many.tokens[:3])}) > 1
+
+
 def test_end_of_text_is_inside_the_mask_and_nothing_follows(tiny, prompts):
     drawn = decode.generate(
         *tiny, prompts, jax.random.key(5), max_new_tokens=NEW, temperature=3.0

@@ -111,6 +111,28 @@ def test_completion_is_the_end_of_the_sequence(gpt2, tokens):
     assert counted[:, 1:].tolist() == mask[:, 3:].tolist()
 
 
+def test_targets_of_one_source_do_not_see_each_other(gpt2, tokens):
+    """Read in one row with their source, they are what each is alone with it."""
+    model, params = gpt2
+    mask = np.ones(tokens.shape, bool)
+    mask[1, :2] = False
+    mask[2, 6:] = False
+    source, source_mask = tokens[:, :3], mask[:, :3]
+    targets = np.stack([tokens[:, 3:], tokens[:, 3:][::-1]], axis=1).reshape(6, 5)
+    target_mask = np.stack([mask[:, 3:], mask[:, 3:][::-1]], axis=1).reshape(6, 5)
+    both = Pairs(source, source_mask, targets, target_mask)
+    hidden, window, counted = golden.apply(model, params, both, method="completion")
+    for n in range(2):
+        alone = Pairs(source, source_mask, targets[n::2], target_mask[n::2])
+        expected = golden.apply(model, params, alone, method="completion")
+        assert_close(hidden.hidden[n::2], expected[0].hidden)
+        assert window[n::2].tolist() == expected[1].tolist()
+        assert counted[n::2].tolist() == expected[2].tolist()
+    odd = Pairs(source, source_mask, targets[:5], target_mask[:5])
+    with pytest.raises(ValueError, match="5 targets for 3 sources"):
+        model.apply(params, odd, method="completion")
+
+
 def test_bfloat16_is_close(gpt2, tokens, hidden):
     model, params = gpt2
     config = dataclasses.replace(model.config, dtype="bfloat16")
@@ -138,9 +160,12 @@ def test_remat_changes_nothing(gpt2, tokens):
     model, params = gpt2
     mask = np.ones(tokens.shape, bool)
 
+    pairs = Pairs(tokens[:, :3], mask[:, :3], tokens[:, 3:], mask[:, 3:])
+
     def gradient(model):
         def loss(params):
-            return jnp.square(golden.apply(model, params, tokens, mask).hidden).mean()
+            hidden = model.apply(params, pairs, method="completion")[0].hidden
+            return jnp.square(hidden).mean()
 
         return jax.jit(jax.grad(loss))
 

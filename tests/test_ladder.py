@@ -49,11 +49,12 @@ HOMES = {
 }
 # Late, because importing them takes seconds or says something.
 LAZY = {"transformers", "tokenizers", "matplotlib"}
-# Where jit is entered: steps, generation, M1, and fresh parameters.
+# Where jit is entered: steps, generation, M1, and fresh parameters and states.
 JIT = {
     "jaxqr.decode",
     "jaxqr.models.layers",
     "jaxqr.rewards.relevance",
+    "jaxqr.train.state",
     "jaxqr.train.steps",
 }
 WITHOUT_JAX = ("jaxqr.rewards", "jaxqr.retrieval", "jaxqr.metrics", "jaxqr.records")

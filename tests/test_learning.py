@@ -11,7 +11,7 @@ import tiny
 from jaxqr import metrics, models
 from jaxqr.data.pipeline import Batches, collate_encoder, collate_pairs, pair_batches
 from jaxqr.rewards import Reward, Sidecar
-from jaxqr.train import loop, rollout, steps
+from jaxqr.train import loop, online, rollout, steps
 from jaxqr.train import state as train_state
 
 SAMPLING = rollout.Sampling(16, 8)
@@ -91,8 +91,14 @@ def shortness(queries: list[str], rewrites: list[str]) -> Reward:
 def test_online_preferences_raise_the_reward(tuned):
     queries = Batches([q for q, _ in tiny.TRAIN], list, batch_size=8, seed=0)
     with Sidecar(shortness) as sidecar:
-        batches = rollout.OnlinePreferences(
-            tiny.GPT2, tiny.tokenizer(), queries, sidecar.submit, Reward, SAMPLING
+        batches = online.OnlineRollouts(
+            tiny.GPT2,
+            tiny.tokenizer(),
+            queries,
+            sidecar.submit,
+            Reward,
+            online.prefer,
+            SAMPLING,
         )
         state = loop.run(
             tiny.compiled(steps.dpo_step), resumed(tuned[1]), batches, num_steps=40

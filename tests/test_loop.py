@@ -17,7 +17,7 @@ import tiny
 
 from jaxqr.data.pipeline import Batches, pair_batches
 from jaxqr.rewards import Reward, Sidecar
-from jaxqr.train import loop, rollout, steps
+from jaxqr.train import loop, online, rollout, steps
 from jaxqr.train.checkpoint import Checkpoints
 from jaxqr.train.log import read_metrics
 from jaxqr.types import TrainState
@@ -245,12 +245,12 @@ def count_letters(queries: list[str], rewrites: list[str]) -> Reward:
     return Reward(np.where(valid, total, 0), parts, valid, flags)
 
 
-def online(overlap):
+def online_dpo(overlap):
     def make():
         queries = Batches([q for q, _ in tiny.TRAIN], list, batch_size=8, seed=0)
-        batches = rollout.OnlinePreferences(
+        batches = online.OnlineRollouts(
             tiny.GPT2, tiny.tokenizer(), queries, Sidecar(count_letters).submit,
-            Reward, rollout.Sampling(16, 8), candidates=2, overlap=overlap,
+            Reward, online.prefer, rollout.Sampling(16, 8), overlap=overlap,
         )  # fmt: skip
         return tiny.compiled(steps.dpo_step), batches, ()
 
@@ -260,8 +260,8 @@ def online(overlap):
 STAGES = {
     "sft": sft,
     "minillm": minillm,
-    "online": online(overlap=False),
-    "online-overlap": online(overlap=True),
+    "online": online_dpo(overlap=False),
+    "online-overlap": online_dpo(overlap=True),
 }
 
 

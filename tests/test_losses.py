@@ -378,6 +378,23 @@ def test_group_advantages_by_their_definitions():
             assert np.all(np.asarray(actual[1]) == 0)
 
 
+@pytest.mark.parametrize("kind", ["grpo", "rloo", "self_critical", "none"])
+def test_group_advantages_without_what_is_not_valid(kind):
+    """As if the candidate had never been drawn, whatever number stands there."""
+    rewards = jnp.asarray(REWARDS, jnp.float32)
+    valid = jnp.array([[True, True, False, True], [True, False, False, False]])
+    expected = losses.group_advantages(rewards[:1, jnp.array([0, 1, 3])], kind=kind)
+    for unknown in (0.0, 9.0, jnp.nan):
+        given = jnp.where(valid, rewards, unknown)
+        actual = np.asarray(losses.group_advantages(given, kind=kind, valid=valid))
+        close(actual[0], [*expected[0, :2], 0, expected[0, 2]], 1e-6)
+        close(actual[1], [0.3 if kind == "none" else 0, 0, 0, 0])
+    without_first = jnp.array([[False, True, True, True]] * 2)
+    actual = losses.group_advantages(rewards, kind=kind, valid=without_first)
+    if kind == "self_critical":  # nothing to compare with
+        close(actual, np.zeros((2, 4)))
+
+
 def test_group_advantages_refuse_what_has_no_meaning():
     alone = jnp.ones((2, 1))
     with pytest.raises(ValueError, match="grpo, rloo, self_critical or none"):

@@ -18,8 +18,8 @@ BATCH = tiny.pairs(tiny.rows(8))
 PROMPTS = Prompts(BATCH.source, BATCH.source_mask)
 
 
-def start():
-    return train_state.create(tiny.params(), OPTIMIZER, jax.random.key(0))
+def start(params):
+    return train_state.create(params, OPTIMIZER, jax.random.key(0))
 
 
 def two_steps(state, batch, like=None):
@@ -38,7 +38,7 @@ def generated(params, prompts):
 
 @pytest.fixture(scope="module")
 def single():
-    return two_steps(start(), BATCH), generated(tiny.params(), PROMPTS)
+    return two_steps(start(tiny.params()), BATCH), generated(tiny.params(), PROMPTS)
 
 
 def parts(x):
@@ -50,8 +50,9 @@ def test_eight_devices_compute_what_one_does(single, fsdp):
     (expected, expected_metrics), expected_tokens = single
     mesh = sharding.make_mesh(fsdp)
     assert dict(mesh.shape) == {"data": 8 // fsdp, "fsdp": fsdp}
-    state = sharding.shard_state(start(), mesh)
-    batch = sharding.shard_batch(BATCH, mesh)
+    params = sharding.shard_params(tiny.params(), mesh)
+    state = start(params)  # made in its place, the optimiser's part too
+    batch = sharding.shard_batch(BATCH, state.params)
     assert parts(batch.source) == {(1, 7)}
     placements = jax.tree.map(lambda x: x.sharding, state)
 
@@ -78,8 +79,7 @@ def test_eight_devices_compute_what_one_does(single, fsdp):
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
 
     if fsdp == 2:  # both axes are in use; each mesh compiles a program of its own
-        params = sharding.shard_state(tiny.params(), mesh)
-        sharded = generated(params, sharding.shard_batch(PROMPTS, mesh))
+        sharded = generated(params, sharding.shard_batch(PROMPTS, params))
         np.testing.assert_array_equal(sharded.tokens, expected_tokens.tokens)
         np.testing.assert_array_equal(sharded.mask, expected_tokens.mask)
         np.testing.assert_allclose(sharded.logps, expected_tokens.logps, atol=1e-4)
@@ -94,7 +94,7 @@ def test_what_is_small_or_odd_is_replicated(monkeypatch):
         "columns": np.zeros((8, 24)),
         "scalar": np.zeros(()),
     }
-    placed = sharding.shard_state(arrays, mesh)
+    placed = sharding.shard_params(arrays, mesh)
     specs = {name: x.sharding.spec for name, x in placed.items()}
     assert specs == {
         "odd": P(),
@@ -106,9 +106,12 @@ def test_what_is_small_or_odd_is_replicated(monkeypatch):
 
 def test_a_batch_that_does_not_divide_is_replicated():
     mesh = sharding.make_mesh(2)
-    placed = sharding.shard_batch({"a": np.zeros((7, 2)), "b": np.zeros(16)}, mesh)
+    params = sharding.shard_params(np.zeros(3), mesh)
+    batch = {"a": np.zeros((7, 2)), "b": np.zeros(16)}
+    placed = sharding.shard_batch(batch, params)
     assert parts(placed["a"]) == {(7, 2)}
     assert parts(placed["b"]) == {(2,)}
+    assert sharding.shard_batch(batch, tiny.params()) is batch  # never placed
 
 
 def test_devices_that_do_not_divide():

@@ -72,6 +72,11 @@ def start(
     return state.create(params(seed, **options), optimizer, jax.random.key(seed))
 
 
+def state_of(seed: int) -> TrainState:
+    """A state that nothing trains: parameters and a key."""
+    return TrainState(params(seed), (), jax.random.key(seed), jax.numpy.int32(0))
+
+
 def rows(count: int, *, source: int = 5, target: int = 6, seed: int = 0) -> list[Row]:
     """Random rows of at most these lengths; one has both, one a target of one."""
     rng = np.random.default_rng(seed)

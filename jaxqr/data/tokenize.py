@@ -59,6 +59,10 @@ class Tokenizer:
         self.eos: int = tokenizer.sep_token_id if eos is None else eos
         bos = tokenizer.bos_token_id
         self.bos: int = self.eos if bos is None else bos
+        # What stands before and after a query; the newline is the last id, because
+        # a tokenizer that prefixes a space makes a token of it.
+        self._before = [self.bos]
+        self._after = self.encode(["\n"])[0][-1:]
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
@@ -106,15 +110,14 @@ class Tokenizer:
         Raises:
             ValueError: the tokenizer drops newlines, as BERT's does.
         """
-        newline = self.encode(["\n"])[0][-1:]  # without a prefixed space's token
-        if not newline:
+        if not self._after:
             raise ValueError(
                 "the tokenizer has no token for a newline, which ends a prompt: it "
                 "serves encoders only; give a language model's tokenizer folder"
             )
-        room = max(0, max_tokens - 2)
+        room = max(0, max_tokens - len(self._before) - len(self._after))
         return [
-            [self.bos, *ids[max(0, len(ids) - room) :], *newline]
+            [*self._before, *ids[max(0, len(ids) - room) :], *self._after]
             for ids in self.encode(queries)
         ]
 

@@ -10,7 +10,7 @@ Every language model has these methods, decoder-only or not:
 
 - `apply(params, tokens, mask)`: `types.Features` of a plain sequence;
 - `apply(params, pairs, method="completion")`: features, tokens and mask of the
-  window that trains, `[B, 1+T]`: one column that is not predicted, then the target;
+  window that trains, `[BN, 1+T]`: one column that is not predicted, then the target;
 - `apply(params, prompts, max_new_tokens, method="prefill")`: features of the last
   column, `[B, 1, D]`, and a cache;
 - `apply(params, cache, tokens, method="step")`: features that predict the token

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from jaxqr.models.layers import KeyValues, check_length, positions_of
@@ -50,6 +51,7 @@ class CausalLM(nn.Module):
         positions: Int[Array, "B T"],
         attend: Bool[Array, "B T S"],
         cache: Cache | None,
+        start: int = 0,
     ) -> tuple[Features, tuple[KeyValues, ...]]:
         """Read T tokens; return their features and each layer's keys and values.
 
@@ -59,6 +61,8 @@ class CausalLM(nn.Module):
             attend: `attend[b, t, s]` lets token t see key s.
             cache: None: the keys are those of `tokens`, and S is T. Otherwise they
                 are `cache.layers` with those of `tokens` written at `cache.slot`.
+            start: the first token whose features are wanted. Of the earlier ones the
+                last layer computes keys and values only.
         """
         raise NotImplementedError
 
@@ -68,19 +72,50 @@ class CausalLM(nn.Module):
 
     def completion(
         self, batch: Pairs
-    ) -> tuple[Features, Int[Array, "B _"], Bool[Array, "B _"]]:
-        """Features, tokens and mask of the window that trains, [B 1+T].
+    ) -> tuple[Features, Int[Array, "BN _"], Bool[Array, "BN _"]]:
+        """Features, tokens and mask of the window that trains, [BN 1+T].
 
         Column 0 is the last source token, which predicts the first target token; it
         is not itself predicted, so its mask is False. Earlier columns are left out,
         so that the vocabulary is multiplied out for the target alone.
+
+        A source and its N targets are read as one row, in which no target sees
+        another and each has the positions that follow the source.
         """
-        tokens = jnp.concatenate([batch.source, batch.target], axis=1)
-        mask = jnp.concatenate([batch.source_mask, batch.target_mask], axis=1)
-        features, _ = self._read(tokens, mask)
-        start = batch.source.shape[1] - 1
-        features = features._replace(hidden=features.hidden[:, start:])
-        return features, tokens[:, start:], mask[:, start:].at[:, 0].set(False)
+        (rows, length), width = batch.source.shape, batch.target.shape[1]
+        count, rest = divmod(len(batch.target), rows)
+        if rest or not count:
+            raise ValueError(
+                f"{len(batch.target)} targets for {rows} sources: expected N rows of "
+                "targets for each source, one source's after another's"
+            )
+        check_length(length + width, self.config.max_length)
+        in_row = (rows, count * width)
+        target, target_mask = jnp.asarray(batch.target), jnp.asarray(batch.target_mask)
+        tokens = jnp.concatenate([batch.source, target.reshape(in_row)], axis=1)
+        mask = jnp.concatenate([batch.source_mask, target_mask.reshape(in_row)], axis=1)
+
+        source_positions = positions_of(jnp.asarray(batch.source_mask))
+        target_positions = positions_of(target_mask).reshape(in_row)
+        target_positions += source_positions[:, -1:] + 1
+        positions = jnp.concatenate([source_positions, target_positions], axis=1)
+
+        text = np.repeat(np.arange(count + 1), [length] + [width] * count)
+        sees = (text[None] == text[:, None]) | (text[None] == 0)
+        attend = jnp.asarray(np.tri(len(text), dtype=bool) & sees)[None] & mask[:, None]
+        features, _ = self.forward(tokens, positions, attend, None, start=length - 1)
+
+        last, own = features.hidden[:, :1], features.hidden[:, 1:]
+        hidden = jnp.concatenate(
+            [jnp.repeat(last, count, axis=0), own.reshape(-1, width, own.shape[-1])],
+            axis=1,
+        )
+        last_tokens = jnp.repeat(jnp.asarray(batch.source[:, -1:]), count, axis=0)
+        return (
+            features._replace(hidden=hidden),
+            jnp.concatenate([last_tokens, target], axis=1),
+            jnp.pad(target_mask, ((0, 0), (1, 0))),
+        )
 
     def prefill(self, prompts: Prompts, max_new_tokens: int) -> tuple[Features, Cache]:
         """Read the prompts; return the features of the last column and the cache.
@@ -91,7 +126,7 @@ class CausalLM(nn.Module):
         tokens, mask = jnp.asarray(prompts.tokens), jnp.asarray(prompts.mask)
         length = tokens.shape[1]
         check_length(length + max_new_tokens, self.config.max_length)
-        features, layers = self._read(tokens, mask)
+        features, layers = self._read(tokens, mask, start=length - 1)
 
         def widen(x: Array, axis: int) -> Array:
             free = [(0, 0)] * x.ndim
@@ -104,7 +139,7 @@ class CausalLM(nn.Module):
             slot=jnp.array(length, jnp.int32),
             position=mask.sum(axis=1, dtype=jnp.int32),
         )
-        return features._replace(hidden=features.hidden[:, -1:]), cache
+        return features, cache
 
     def step(self, cache: Cache, tokens: Int[Array, " B"]) -> tuple[Features, Cache]:
         """Read one token per row; return the features that predict the next one."""
@@ -120,9 +155,9 @@ class CausalLM(nn.Module):
         self(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
 
     def _read(
-        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
+        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], start: int = 0
     ) -> tuple[Features, tuple[KeyValues, ...]]:
         length = tokens.shape[1]
         check_length(length, self.config.max_length)
         attend = jnp.tri(length, dtype=bool)[None] & mask[:, None]
-        return self.forward(tokens, positions_of(mask), attend, None)
+        return self.forward(tokens, positions_of(mask), attend, None, start)

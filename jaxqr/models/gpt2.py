@@ -65,8 +65,9 @@ class Block(nn.Module):
         attend: Bool[Array, "B T S"],
         past: KeyValues | None,
         slot: Int[Array, ""] | None,
-    ) -> tuple[Float[Array, "B T D"], KeyValues]:
-        """Return the layer's output, and its keys and values with `past`."""
+        start: int,
+    ) -> tuple[Float[Array, "B _ D"], KeyValues]:
+        """Return the output from `start` on, and all keys and values with `past`."""
         config, (rows, length, width) = self.config, x.shape
         heads = (rows, length, config.n_head, width // config.n_head)
         std = config.initializer_range
@@ -76,6 +77,7 @@ class Block(nn.Module):
         h = layer_norm(config.layer_norm_epsilon, config.dtype, name="ln_1")(x)
         h = Linear(3 * width, config.dtype, std, name="c_attn")(h)
         q, k, v = (part.reshape(heads) for part in jax.numpy.split(h, 3, axis=-1))
+        q, x, attend = q[:, start:], x[:, start:], attend[:, start:]
         h, past = attend_and_remember(q, k, v, attend, past, slot)
         h = h.reshape(x.shape)
         x = x + Linear(width, config.dtype, residual_std, name="attn_proj")(h)
@@ -95,7 +97,8 @@ class GPT2(CausalLM):
     def setup(self) -> None:
         """Create the embeddings, the blocks and the last normalisation."""
         config = self.config
-        block = nn.remat(Block) if config.remat else Block
+        # Argument 5, counted from self, is `start`.
+        block = nn.remat(Block, static_argnums=(5,)) if config.remat else Block
         embedding = partial(
             Embedding,
             features=config.n_embd,
@@ -113,13 +116,15 @@ class GPT2(CausalLM):
         positions: Int[Array, "B T"],
         attend: Bool[Array, "B T S"],
         cache: Cache | None,
+        start: int = 0,
     ) -> tuple[Features, tuple[KeyValues, ...]]:
         """See `CausalLM.forward`."""
         x = self.wte(tokens) + self.wpe(positions)
-        slot = None if cache is None else cache.slot
+        config, slot = self.config, None if cache is None else cache.slot
         layers = []
         for i, block in enumerate(self.h):
             past = None if cache is None else cache.layers[i]
-            x, past = block(x, attend, past, slot)
+            last = i == config.n_layer - 1
+            x, past = block(x, attend, past, slot, start if last else 0)
             layers.append(past)
         return Features(self.ln_f(x), self.wte.table(), None), tuple(layers)

@@ -121,16 +121,17 @@ def cached_attention(
 
 
 def attend_and_remember(
-    queries: Float[Array, "B T H C"],
+    queries: Float[Array, "B _ H C"],
     keys: Float[Array, "B T K C"],
     values: Float[Array, "B T K C"],
-    attend: Bool[Array, "B #T S"],
+    attend: Bool[Array, "B _ S"],
     past: KeyValues | None,
     slot: Int[Array, ""] | None,
-) -> tuple[Float[Array, "B T H C"], KeyValues]:
+) -> tuple[Float[Array, "B _ H C"], KeyValues]:
     """Self-attention of tokens that were just read, and all that is now remembered.
 
-    Without a past the tokens see each other. With one, their keys and values are
+    There may be fewer queries than keys, those of the last tokens alone. Without a
+    past the tokens see each other. With one, their keys and values are
     written into it from `slot` on, and they see all of it that `attend` allows.
     """
     new = KeyValues(keys.swapaxes(1, 2), values.swapaxes(1, 2))

@@ -18,6 +18,7 @@ import jax
 
 from jaxqr.train.checkpoint import Checkpoints
 from jaxqr.train.log import Meter, RunLog
+from jaxqr.train.sharding import shard_batch
 from jaxqr.types import Params, TrainState
 
 NOTED = 6
@@ -59,7 +60,6 @@ def run(
     keep: Callable[[Params], None] | None = None,
     checkpoint_every: int = 0,
     log_every: int = 1,
-    place: Callable[[Any], Any] = lambda batch: batch,
     title: str = "train",
 ) -> TrainState:
     """Takes `num_steps` steps, or what is left of them after the newest checkpoint.
@@ -81,7 +81,6 @@ def run(
         keep: called with the parameters whenever `score` is the best so far.
         checkpoint_every: 0 saves at the end and on a signal only.
         log_every: steps between lines of training metrics.
-        place: puts a batch on the devices.
         title: what the progress bar says.
 
     Returns:
@@ -131,7 +130,7 @@ def run(
                 consider(state)
             since, logged = time.perf_counter(), done
             while done < num_steps:
-                batch = place(batches.next(state))
+                batch = shard_batch(batches.next(state), state.params)
                 state, metrics = step(state, batch, *frozen)
                 done += 1
                 values = {}

@@ -12,6 +12,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
+from jaxqr.types import Params
+
 SMALLEST = 2**12
 """Arrays with fewer elements are replicated: splitting them saves nothing."""
 
@@ -30,13 +32,32 @@ def make_mesh(fsdp: int = 1) -> Mesh:
     )
 
 
-def shard_state(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Places parameters, or a whole train state, on the mesh."""
-    return jax.tree.map(lambda x: jax.device_put(x, _split(x, mesh)), tree)
+def shard_params(params: Params, mesh: Mesh) -> Params:
+    """Places parameters on the mesh."""
+    return jax.tree.map(jax.device_put, params, shardings(params, mesh))
 
 
-def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-    """Places a batch: rows over all devices if they divide evenly, else replicated."""
+def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Where the arrays of parameters, or of a whole train state, belong."""
+    return jax.tree.map(lambda x: _split(x, mesh), tree)
+
+
+def mesh_of(params: Params) -> Mesh | None:
+    """The mesh that parameters were placed on; None if they never were."""
+    for x in jax.tree.leaves(params):
+        if isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding):
+            return x.sharding.mesh  # pyright: ignore[reportReturnType]
+    return None
+
+
+def shard_batch(batch: PyTree, params: Params) -> PyTree:
+    """Places a batch beside the parameters that will read it.
+
+    Rows are split over all devices of their mesh if they divide evenly, and else
+    replicated. Without a mesh the batch stays as it is.
+    """
+    if (mesh := mesh_of(params)) is None:
+        return batch
 
     def place(x: Any):
         even = x.ndim > 0 and x.shape[0] % mesh.size == 0

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
 
+from jaxqr.train import sharding
 from jaxqr.types import Params, TrainState
 
 SCHEDULES = ("cosine", "linear", "constant")
@@ -61,6 +62,16 @@ def adamw(
 def create(
     params: Params, optimizer: optax.GradientTransformation, key: Key[Array, ""]
 ) -> TrainState:
-    """The state before the first step; `params` is copied, steps donate the copy."""
-    params = jax.tree.map(jnp.array, params)
-    return TrainState(params, optimizer.init(params), key, jnp.int32(0))
+    """The state before the first step; `params` is copied, steps donate the copy.
+
+    On a mesh, each of the optimiser's arrays is made where its parameter lies.
+    """
+
+    def fresh(params: Params, key: Key[Array, ""]) -> TrainState:
+        params = jax.tree.map(jnp.array, params)
+        return TrainState(params, optimizer.init(params), key, jnp.int32(0))
+
+    mesh, placed = sharding.mesh_of(params), None
+    if mesh is not None:
+        placed = sharding.shardings(jax.eval_shape(fresh, params, key), mesh)
+    return jax.jit(fresh, out_shardings=placed)(params, key)
