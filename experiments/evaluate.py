@@ -9,7 +9,7 @@ paired bootstrap intervals; the curves of Figure 4; Table 5's rewrites over time
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,9 @@ from jaxqr.train import rollout
 from jaxqr.train.log import read_metrics
 from jaxqr.train.rollout import Sampling
 
+SAMPLES = 5
+"""Samples of each query behind a sampled ROUGE-L, as in MiniLLM's evaluation."""
+
 INTERACTIONS = ("click", "add_to_cart", "purchase")
 
 
@@ -48,8 +51,9 @@ class Config:
 
 
 PRESETS = {
-    name: Config(run=Path("runs") / name)
-    for name in ("quickstart", "esci-small", "paper-gpt2")
+    "quickstart": Config(pairs=4000),
+    "esci-small": Config(run=Path("runs/esci-small")),
+    "paper-gpt2": Config(run=Path("runs/paper-gpt2")),
 }
 
 MODELS = {
@@ -67,6 +71,7 @@ class Offline(NamedTuple):
 
     exact_match: np.ndarray
     rouge_l: np.ndarray
+    rouge_l_sampled: np.ndarray
     tokens: np.ndarray
     words: np.ndarray
     nll: np.ndarray | None = None
@@ -79,6 +84,7 @@ class Offline(NamedTuple):
             "model": name,
             "exact_match": 100 * float(self.exact_match.mean()),
             "rouge_l": 100 * float(self.rouge_l.mean()),
+            "rouge_l_sampled": 100 * float(self.rouge_l_sampled.mean()),
             "nll_per_token": None,
             "nll_per_sequence": None,
             "reverse_kl": None,
@@ -106,7 +112,7 @@ def main(config: Config) -> None:
         summary["relevance"] = _read(config.run / "relevance" / "evaluation.json")
     if (config.run / "sft-teacher" / "done").exists():
         summary["offline"] = offline(config, data)
-        _show(console, "Offline, test pairs", summary["offline"]["rows"])
+        _show(console, "Offline, test pairs", _turned(summary["offline"]["rows"]))
     if (config.run / config.online / "done").exists():
         summary["online"] = online(config, data)
         _show(console, "Online, held-out queries", _by_metric(summary["online"]))
@@ -145,7 +151,8 @@ def offline(config: Config, data: prepare.Prepared) -> dict[str, Any]:
     )
     settings = _read(config.run / "sft-teacher" / "config.json")
     sampling = Sampling(settings["max_source"], settings["max_target"], temperature=0.0)
-    systems = {COPY: _texts(data.tokenizer, [query for query, _ in pairs], pairs)}
+    copies = {query: query for query in queries}
+    systems = {COPY: _texts(data.tokenizer, copies, [copies], pairs)}
     stages = MODELS | {"student after online DPO": config.online}
     stages |= {path.name: path.name for path in sorted(config.run.glob("distill-*"))}
     for name, stage in stages.items():
@@ -176,11 +183,21 @@ def offline(config: Config, data: prepare.Prepared) -> dict[str, Any]:
     }
 
 
-def _texts(tokenizer, written: Sequence[str], pairs) -> Offline:
+def _texts(
+    tokenizer, greedy: Mapping[str, str], samples: Sequence[Mapping[str, str]], pairs
+) -> Offline:
+    """Numbers of texts, each given by query."""
     references = [rewrite for _, rewrite in pairs]
+
+    def of_pairs(texts: Mapping[str, str]) -> list[str]:
+        return [texts[query] for query, _ in pairs]
+
+    written = of_pairs(greedy)
+    sampled = [metrics.rouge_l(of_pairs(texts), references) for texts in samples]
     return Offline(
         metrics.exact_match(written, references),
         metrics.rouge_l(written, references),
+        np.mean(sampled, axis=0),
         np.array([len(ids) for ids in tokenizer.encode(written)]),
         np.array([len(text.split()) for text in written]),
     )
@@ -188,10 +205,16 @@ def _texts(tokenizer, written: Sequence[str], pairs) -> Offline:
 
 def _offline(folder: Path, pairs, queries, teacher, sampling: Sampling) -> Offline:
     model, params, tokenizer = training.load_model(folder)
-    texts = rollout.rewrite(
-        model, params, tokenizer, queries, jax.random.key(0), sampling=sampling
+    greedy, drawn = (
+        rollout.rewrite(
+            model, params, tokenizer, queries, jax.random.key(0), sampling=s, n=n
+        )
+        for s, n in ((sampling, 1), (sampling._replace(temperature=1.0), SAMPLES))
     )
-    by_query = {query: text[0] for query, text in zip(queries, texts, strict=True)}
+    written, *samples = (
+        dict(zip(queries, texts, strict=True))
+        for texts in (*zip(*greedy, strict=True), *zip(*drawn, strict=True))
+    )
     columns = training.measured(
         model,
         params,
@@ -201,7 +224,7 @@ def _offline(folder: Path, pairs, queries, teacher, sampling: Sampling) -> Offli
         max_target=sampling.max_new_tokens,
         teacher=teacher,
     )
-    return _texts(tokenizer, [by_query[query] for query, _ in pairs], pairs)._replace(
+    return _texts(tokenizer, written, samples, pairs)._replace(
         nll=columns.nll, target_tokens=columns.tokens, reverse_kl=columns.reverse_kl
     )
 
@@ -210,9 +233,10 @@ def _compare_offline(systems, better, worse, pairs) -> list[dict[str, Any]]:
     """Paired differences per query, so that a query with many pairs counts once."""
     names = [query for query, _ in pairs]
     results = []
-    for metric, scale in (("rouge_l", 100), ("nll", 1), ("reverse_kl", 1)):
+    scales = {"rouge_l": 100, "rouge_l_sampled": 100, "nll": 1, "reverse_kl": 1}
+    for metric, scale in scales.items():
         a, b = (getattr(systems[name], metric) for name in (worse, better))
-        if metric != "rouge_l":
+        if scale == 1:
             # Per token, as in the table.
             a = a / systems[worse].target_tokens
             b = b / systems[better].target_tokens
@@ -339,6 +363,15 @@ def _rewrites(path: Path) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def _turned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line per number, a column per model: models have the shorter names."""
+    return [
+        {"": name.replace("_", " ")} | {row["model"]: row[name] for row in rows}
+        for name in rows[0]
+        if name != "model"
+    ]
 
 
 def _by_metric(table: dict[str, Any]) -> list[dict[str, Any]]:

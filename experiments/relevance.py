@@ -54,7 +54,7 @@ class Config:
 
 PRESETS = {
     "quickstart": Config(
-        Optimisation(1600, 64, 1e-3, evaluate_every=800), max_tokens=32
+        Optimisation(2200, 64, 1e-3, evaluate_every=1100), max_tokens=32
     ),
     "esci-small": Config(
         Optimisation(1200, 32, 5e-4, evaluate_every=300, checkpoint_every=300),

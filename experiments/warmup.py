@@ -51,7 +51,9 @@ _ESCI = Config(
 
 PRESETS = {
     "quickstart-teacher": _QUICK,
-    "quickstart-student": Config("student", "gpt2-tiny", Optimisation(150, 32, 2e-3)),
+    "quickstart-student": Config(
+        "student", "gpt2-tiny", Optimisation(300, 32, 2e-3), max_tokens=16
+    ),
     "esci-small-teacher": _ESCI,
     "esci-small-student": Config(
         "student",

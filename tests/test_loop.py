@@ -265,13 +265,19 @@ STAGES = {
 }
 
 
+def stage_run(name, folder, num_steps, broken=(), **options):
+    step, batches, frozen = STAGES[name]()
+    return loop.run(
+        step, tiny.start(tiny.ADAM), Interrupts(batches, broken), num_steps=num_steps,
+        folder=folder, frozen=frozen, **options,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_broken_run_ends_in_the_same_bits(name, tmp_path):
     def go(folder, broken):
-        step, batches, frozen = STAGES[name]()
-        return loop.run(
-            step, tiny.start(tiny.ADAM), Interrupts(batches, broken), num_steps=6,
-            folder=folder, frozen=frozen, checkpoint_every=4,
+        return stage_run(
+            name, folder, 6, broken, checkpoint_every=4,
             evaluate=lambda state: {"step": float(state.step)}, evaluate_every=2,
         )  # fmt: skip
 
@@ -291,18 +297,19 @@ def test_a_broken_run_ends_in_the_same_bits(name, tmp_path):
 # A kill
 
 KILLED = """
-import sys, conftest, tiny
-tiny.sft_run(sys.argv[1], int(sys.argv[2]))
+import sys, conftest, test_loop
+test_loop.stage_run(sys.argv[1], sys.argv[2], int(sys.argv[3]), checkpoint_every=1)
 """
 
 
-def test_a_run_that_was_killed_twice_ends_in_the_same_bits(tmp_path):
+@pytest.mark.parametrize("name", ["sft", "minillm", "online-overlap"])
+def test_a_run_that_was_killed_twice_ends_in_the_same_bits(name, tmp_path):
     num_steps = 24
     chance = random.Random()
     moments = [chance.uniform(0, 0.8) for _ in range(2)]
     print(f"killed {moments} s after the first new line of metrics")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, "-c", KILLED, str(tmp_path), str(num_steps)]
+    command = [sys.executable, "-c", KILLED, name, str(tmp_path), str(num_steps)]
     metrics = tmp_path / "metrics.jsonl"
 
     def written():
@@ -330,7 +337,7 @@ def test_a_run_that_was_killed_twice_ends_in_the_same_bits(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     state, _ = checkpoints.restore(tiny.start(tiny.ADAM))
     checkpoints.close()
-    tiny.assert_same_bits(state, tiny.sft_run(None, num_steps))
+    tiny.assert_same_bits(state, stage_run(name, None, num_steps))
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, num_steps + 1))
     for line in metrics.read_text().splitlines():
         assert json.loads(line)["kind"] == "train"

@@ -1,7 +1,6 @@
 """One tiny model, one tokenizer and one toy task for all tests of training."""
 
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import golden
@@ -13,7 +12,7 @@ from scipy.special import log_softmax
 from jaxqr import models
 from jaxqr.data.pipeline import pair_batches
 from jaxqr.data.tokenize import Row, Tokenizer, pad_right, train_tokenizer
-from jaxqr.train import loop, state, steps
+from jaxqr.train import state, steps
 from jaxqr.types import Pairs, Params, TrainState
 
 VOCAB, EOS = 300, 0
@@ -154,18 +153,6 @@ def compiled(step: Any, optimizer: Any = ADAM, **static: Any) -> Any:
 def sft_batches(seed: int = 0, batch_size: int = 8) -> Any:
     rows = tokenizer().pairs(TRAIN, max_source=16, max_target=16)
     return pair_batches(rows, batch_size=batch_size, seed=seed, fill=EOS)
-
-
-def sft_run(folder: str | Path | None, num_steps: int) -> TrainState:
-    """A whole run; with a folder it can be killed at any moment and called again."""
-    return loop.run(
-        compiled(steps.sft_step),
-        start(ADAM, scale=1.0),
-        sft_batches(),
-        num_steps=num_steps,
-        folder=folder,
-        checkpoint_every=1,
-    )
 
 
 def copy_of(tree: Any) -> Any:

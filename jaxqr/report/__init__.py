@@ -41,7 +41,8 @@ are expected; additional ones are ignored.
   `pairs`, `queries`         how many held-out pairs (in one direction each), queries
   `rows`                     one per model, "copy the query" among them:
     `model`                  its name
-    `exact_match`, `rouge_l`         in percent
+    `exact_match`, `rouge_l`         of the greedy rewrite, in percent
+    `rouge_l_sampled`        mean over 5 samples at temperature 1, in percent
     `nll_per_token`, `nll_per_sequence`   cross-entropy of the reference, in nats
     `reverse_kl`             KL(model || teacher), in nats per token; null for the
                              teacher itself

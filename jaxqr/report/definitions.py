@@ -30,7 +30,7 @@ RELEVANCE = {
     "ndcg": Term(
         "nDCG@10",
         "Normalised discounted cumulative gain of a query's judged products, ranked by "
-        "M1's expected gain; averaged over queries with a relevant product.",
+        "M1's expected gain; averaged over queries whose products differ in gain.",
     ),
 }
 
@@ -43,7 +43,12 @@ OFFLINE = {
     "rouge_l": Term(
         "ROUGE-L (%)",
         "F1 of the longest common subsequence of words of rewrite and reference, "
-        "times 100.",
+        "times 100. Of the greedy rewrite.",
+    ),
+    "rouge_l_sampled": Term(
+        "ROUGE-L, sampled (%)",
+        "The same of samples at temperature 1, averaged over 5 of every query, as "
+        "MiniLLM reports it: what online training, which samples, starts from.",
     ),
     "nll_per_token": Term(
         "NLL per token",

@@ -132,6 +132,7 @@ def table_2(summary: Summary, images: Images) -> str:
     shown = [  # measure, digits, and whether higher (1) or lower (-1) is better
         ("exact_match", 1, 1),
         ("rouge_l", 1, 1),
+        ("rouge_l_sampled", 1, 1),
         ("nll_per_token", 3, -1),
         ("nll_per_sequence", 2, -1),
         ("reverse_kl", 3, -1),

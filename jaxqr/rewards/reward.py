@@ -23,7 +23,6 @@ from jaxqr.retrieval import Hits, Retriever
 from jaxqr.rewards.profiles import Profile, assign, default_pool
 
 PARTS = ("relevance", "diversity", "click", "add_to_cart", "purchase")
-FLAGS = ("empty", "no_results", "copy")
 
 
 class Reward(NamedTuple):
@@ -150,16 +149,6 @@ def rewrite_reward(
         {name: part[place] for name, part in parts.items()},
         valid[place],
         {name: flag[place] for name, flag in flags.items()},
-    )
-
-
-def failed(rows: int) -> Reward:
-    """What stands for `rows` rewrites that could not be scored: nothing is valid."""
-    return Reward(
-        np.zeros(rows, np.float32),
-        {name: np.zeros(rows, np.float32) for name in PARTS},
-        np.zeros(rows, np.bool_),
-        {name: np.zeros(rows, np.bool_) for name in FLAGS},
     )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxqr.rewards.reward import Reward, failed
+from jaxqr.rewards.reward import Reward
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Pending:
     def result(self) -> Reward:
         """Waits for the scores; asking again gives the same.
 
-        If scoring raised or took too long, no row is valid and all numbers are 0.
+        If scoring raised or took too long, no row is valid, and there are no parts.
 
         Raises:
             RuntimeError: If `max_consecutive_failures` batches in a row have failed.
@@ -162,7 +162,8 @@ class Sidecar:
                 f"{self.first_failure}. Check that the search engine and the judge "
                 "answer, or raise max_consecutive_failures or timeout."
             ) from outcome
-        return failed(len(pending.queries))
+        rows = len(pending.queries)
+        return Reward(np.zeros(rows, np.float32), {}, np.zeros(rows, np.bool_))
 
 
 def _score(

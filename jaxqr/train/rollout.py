@@ -54,7 +54,8 @@ def rewrite(
     the last one is filled up with copies of its last query.
     """
     sources = tokenizer.source(queries, sampling.max_source)
-    at_once = max(1, min(batch_size // n, bucket(len(sources))))
+    most = max(1, batch_size // n)
+    at_once = min(most, bucket(min(most, len(sources))))
     collate = partial(
         pad_prompts, width=bucket(sampling.max_source), fill=tokenizer.eos
     )
