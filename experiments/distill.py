@@ -60,8 +60,9 @@ PRESETS = {
         corpus_tokens=16,
     ),
     "esci-small": Config(
-        Optimisation(320, 32, 2e-4, evaluate_every=80, checkpoint_every=80),
+        Optimisation(320, 32, 1e-4, evaluate_every=80, checkpoint_every=80),
         run=Path("runs/esci-small"),
+        corpus_weight=0.1,
         corpus_tokens=32,
     ),
     "paper-gpt2": Config(

@@ -82,11 +82,11 @@ PRESETS = {
         max_new_tokens=16,
     ),
     "esci-small": Config(
-        Optimisation(
-            1000, 16, 5e-5, "constant", evaluate_every=50, checkpoint_every=50
-        ),
+        Optimisation(200, 16, 1e-4, "constant", evaluate_every=25, checkpoint_every=25),
         run=Path("runs/esci-small"),
+        beta=0.3,
         candidates=4,
+        k=10,
     ),
     "paper-gpt2": Config(
         Optimisation(

@@ -55,13 +55,11 @@ class Config:
 
 PRESETS = {
     "quickstart": Config(products=6000, types=12, intents=1000, vocab_size=1024),
-    # Of the extract's pairs only 9 are free of official test queries, so it is split
-    # anew; and its queries share few products, so that one makes a pair.
+    # Of the extract's pairs hardly any are free of official test queries, so it is
+    # split anew.
     "esci-small": Config(
         run=Path("runs/esci-small"),
         source="esci",
-        k=1,
-        max_degree=20,
         official_split=False,
         vocab_size=4096,
     ),

@@ -6,12 +6,9 @@
 Reports accuracy, macro-F1 and judged-only nDCG@10 on held-out queries, beside the
 majority label, BM25 and a random order. Each training pair is joined by `negatives`
 random products labelled irrelevant, because online the model meets products that no
-judge would have been shown. Where judgements are few, `weak` labels help: a mangled
-span of a product's own title is a query that the product answers exactly, and another
-product does not (inverse cloze task, Lee et al. 2019).
+judge would have been shown.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +23,6 @@ from experiments import prepare, training
 from experiments.layout import launch, stage, write_json
 from experiments.training import Optimisation
 from jaxqr import metrics, models
-from jaxqr.data.noise import denoising_pairs
 from jaxqr.data.pipeline import Batches, collate_encoder
 from jaxqr.data.tokenize import Tokenizer
 from jaxqr.records import GAINS, LABELS, Collection
@@ -46,8 +42,6 @@ class Config:
     model: str = "bert-tiny"
     negatives: float = 0.5
     """Random products per judged row, labelled irrelevant."""
-    weak: int = 0
-    """Spans of each product's title that serve as queries."""
     max_tokens: int = 48
     seed: int = 0
 
@@ -162,30 +156,16 @@ def _rows(
     train: Judged, collection: Collection, tokenizer: Tokenizer, config: Config
 ) -> list:
     rng = np.random.default_rng(config.seed)
-    catalogue = list(collection.products)
-
-    def irrelevant(queries: Sequence[str], count: int) -> list[tuple[str, str, int]]:
-        queries = rng.choice(np.array(queries, object), count).tolist()
-        products = rng.choice(np.array(catalogue, object), count).tolist()
-        label = LABELS.index("I")
-        return [(q, p, label) for q, p in zip(queries, products, strict=True)]
-
-    rows = list(zip(*(column.tolist() for column in train), strict=True))
-    rows += irrelevant(train.query.tolist(), round(config.negatives * len(rows)))
-    weak = [
-        (query, product, LABELS.index("E"))
-        for product in catalogue
-        for query, _ in denoising_pairs(
-            [collection.products[product].title], config.weak, rng
-        )
-    ]
-    rows += weak + irrelevant([query for query, _, _ in weak], len(weak))
-    queries, products, labels = zip(*rows, strict=True)
+    count = round(config.negatives * len(train.label))
+    catalogue = np.array(list(collection.products), object)
+    queries = np.concatenate([train.query, rng.choice(train.query, count)])
+    products = np.concatenate([train.product_id, rng.choice(catalogue, count)])
+    irrelevant = np.full(count, LABELS.index("I"))
     return tokenizer.encoder(
-        queries,
+        queries.tolist(),
         [product_text(collection.products[p]) for p in products],
         max_tokens=config.max_tokens,
-        labels=labels,
+        labels=np.concatenate([train.label, irrelevant]).tolist(),
     )
 
 

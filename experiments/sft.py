@@ -52,12 +52,12 @@ PRESETS = {
     ),
     "esci-small-teacher": Config(
         "teacher",
-        Optimisation(800, 16, 5e-4, evaluate_every=100, checkpoint_every=200),
+        Optimisation(200, 16, 1e-4, evaluate_every=50, checkpoint_every=100),
         run=_ESCI,
     ),
     "esci-small-student": Config(
         "student",
-        Optimisation(800, 16, 1e-3, evaluate_every=100, checkpoint_every=200),
+        Optimisation(200, 16, 1e-4, evaluate_every=50, checkpoint_every=100),
         run=_ESCI,
     ),
     "paper-gpt2-teacher": Config(

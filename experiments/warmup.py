@@ -8,7 +8,7 @@ restored, which teaches the model to copy words and to spell them. Stages that s
 from a pretrained Hugging Face folder (`--init`) do without all this.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -44,9 +44,10 @@ _QUICK = Config("teacher", "gpt2-3x192", Optimisation(150, 32, 1e-3), max_tokens
 _ESCI = Config(
     "teacher",
     "gpt2-mini",
-    Optimisation(800, 32, 1e-3, evaluate_every=400, checkpoint_every=200),
+    Optimisation(3000, 32, 1e-3, evaluate_every=1000, checkpoint_every=500),
     run=Path("runs/esci-small"),
-    max_tokens=32,
+    max_tokens=16,
+    denoise=8,
 )
 
 PRESETS = {
@@ -55,12 +56,11 @@ PRESETS = {
         "student", "gpt2-tiny", Optimisation(300, 32, 2e-3), max_tokens=16
     ),
     "esci-small-teacher": _ESCI,
-    "esci-small-student": Config(
-        "student",
-        "gpt2-tiny",
-        Optimisation(800, 32, 2e-3, evaluate_every=400, checkpoint_every=200),
-        run=_ESCI.run,
-        max_tokens=32,
+    "esci-small-student": replace(
+        _ESCI,
+        role="student",
+        model="gpt2-tiny",
+        optimisation=replace(_ESCI.optimisation, learning_rate=2e-3),
     ),
 }
 

@@ -33,7 +33,7 @@ def run(tmp_path_factory):
         prepare=replace(
             preset.prepare, products=700, types=8, intents=30, vocab_size=512
         ),
-        relevance=brief(preset.relevance, negatives=0.1, weak=1),
+        relevance=brief(preset.relevance, negatives=0.1),
         warmup_teacher=brief(preset.warmup_teacher, model="gpt2-tiny"),
         warmup_student=brief(preset.warmup_student),
         sft_teacher=brief(preset.sft_teacher, validation_pairs=16),
