@@ -217,7 +217,7 @@ def test_tables_hold_every_value(html):
     assert rows["BM25"] == ["–", "–", "0.823"]
     distilled = ["2.2", "37.9", "33.8", "3.221", "16.44", "0.251", "4.9", "3.0"]
     assert rows["distilled student"] == distilled
-    assert rows[COPY] == ["0.0", "40.1", "–", "–", "–", "5.1", "3.2"]
+    assert rows[COPY] == ["0.0", "40.1", "40.1", "–", "–", "–", "5.1", "3.2"]
     assert rows["Relevance"] == [
         "0.412",
         "0.354",
