@@ -6,7 +6,7 @@
 MiniLLM in its two modes (`minillm-paper`, `minillm-lmops`), and the baselines beside
 it: token-level KD on the data (`forward_kl`, `reverse_kl`, `jsd`) and on the
 student's own samples (`on-policy`, reverse KL). Keeps the parameters of the best
-validation ROUGE-L.
+validation ROUGE-L of samples at temperature 1, as MiniLLM's authors do.
 """
 
 from dataclasses import dataclass
@@ -152,7 +152,7 @@ def main(config: Config) -> None:
                 sampling,
                 teacher=(teacher, teacher_params),
             ),
-            score="rouge_l",
+            score="rouge_l_sampled",
             frozen=(teacher_params,),
             seed=config.seed,
             **static,

@@ -30,9 +30,6 @@ from jaxqr.train import rollout
 from jaxqr.train.log import read_metrics
 from jaxqr.train.rollout import Sampling
 
-SAMPLES = 5
-"""Samples of each query behind a sampled ROUGE-L, as in MiniLLM's evaluation."""
-
 INTERACTIONS = ("click", "add_to_cart", "purchase")
 
 
@@ -209,7 +206,10 @@ def _offline(folder: Path, pairs, queries, teacher, sampling: Sampling) -> Offli
         rollout.rewrite(
             model, params, tokenizer, queries, jax.random.key(0), sampling=s, n=n
         )
-        for s, n in ((sampling, 1), (sampling._replace(temperature=1.0), SAMPLES))
+        for s, n in (
+            (sampling, 1),
+            (sampling._replace(temperature=1.0), training.SAMPLES),
+        )
     )
     written, *samples = (
         dict(zip(queries, texts, strict=True))

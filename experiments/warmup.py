@@ -40,7 +40,7 @@ class Config:
     seed: int = 0
 
 
-_QUICK = Config("teacher", "gpt2-3x192", Optimisation(150, 32, 1e-3), max_tokens=16)
+_QUICK = Config("teacher", "gpt2-3x192", Optimisation(300, 32, 1e-3), max_tokens=16)
 _ESCI = Config(
     "teacher",
     "gpt2-mini",
