@@ -24,8 +24,14 @@ from jaxqr.types import Features, Generated, Params, Prompts
 HEAD = 128
 """Truncation first looks at this many best tokens, and at all of them if need be."""
 
+GROUP = 16
+"""Tokens whose maximum decides whether truncation looks at them."""
+
 BLOCK = 128
 """Width of the blocks in which a drawn token is searched for."""
+
+NO = -jnp.inf
+"""The logit of a token that is never drawn."""
 
 Scalar = float | int | Float[Array, ""]
 
@@ -158,8 +164,9 @@ def _generate(
 
     def extend(state: _Decoding, features: tuple[Features, ...], caches) -> _Decoding:
         """Draws the token of `state.column` and writes it down."""
-        logqs = tuple(jax.nn.log_softmax(vocab.next_logits(f)) for f in features)
-        mixture = _log_mixture(logqs, weights)
+        logits = tuple(vocab.next_logits(f) for f in features)
+        normalisers = tuple(jax.nn.logsumexp(z, axis=-1) for z in logits)
+        mixture = _mixture(logits, normalisers, weights)
         token = draw(mixture, jax.random.fold_in(key, state.column))
         live = ~state.done
         token = jnp.where(live, token, eos)
@@ -174,8 +181,10 @@ def _generate(
             tokens=put(state.tokens, token),
             mask=put(state.mask, live),
             logps=tuple(
-                put(kept, jnp.where(live, _at(logq, token), 0.0))
-                for kept, logq in zip(state.logps, logqs, strict=True)
+                put(kept, jnp.where(live, _at(z, token) - normaliser, 0.0))
+                for kept, z, normaliser in zip(
+                    state.logps, logits, normalisers, strict=True
+                )
             ),
             done=state.done | (token == eos),
             caches=caches,
@@ -231,9 +240,11 @@ def _at(values, token):
     return jnp.take_along_axis(values, token[:, None], axis=-1)[:, 0]
 
 
-def _log_mixture(logqs, weights):
-    if len(logqs) == 1:  # one model's log-probabilities are used as they are
-        return logqs[0]
+def _mixture(logits, normalisers, weights):
+    """Logits of the distribution that is drawn from."""
+    if len(logits) == 1:
+        return logits[0]
+    logqs = [z - n[:, None] for z, n in zip(logits, normalisers, strict=True)]
     return jax.nn.logsumexp(jnp.stack(logqs), b=weights[:, None, None], axis=0)
 
 
@@ -256,16 +267,41 @@ def sample(
     1
     """
     best = jnp.max(logits, axis=-1, keepdims=True)
-    greedy = _first(logits == best)
-    temperature = jnp.float32(temperature)
+    temperature, top_k = jnp.float32(temperature), jnp.asarray(top_k)
+
+    def greedy():
+        return _first(logits == best)
 
     def draw():
         scaled = (logits - best) / temperature
-        weights = jnp.where(_kept(scaled, top_k, top_p), jnp.exp(scaled), 0.0)
-        token = _inverse_cdf(weights, jax.random.uniform(key, logits.shape[:1]))
-        return jnp.where(_at(weights, token) > 0, token, greedy)
+        uniform = jax.random.uniform(key, logits.shape[:1])
 
-    return jax.lax.cond(temperature > 0, draw, lambda: greedy)
+        def from_all(lowest=None):
+            kept = scaled if lowest is None else jnp.where(scaled >= lowest, scaled, NO)
+            token, good = _inverse_cdf(jnp.exp(kept), uniform)
+            return jax.lax.cond(
+                jnp.all(good),
+                lambda: token,
+                lambda: jnp.where(good, token, greedy()),
+            )
+
+        def from_head(head, tokens, lowest):
+            weights = jnp.where(head >= lowest, jnp.exp(head), 0.0)
+            place, good = _inverse_cdf(weights, uniform)
+            return _at(tokens, jnp.where(good, place, 0))
+
+        def truncated():
+            head, tokens, lowest, inside = _truncation(scaled, top_k, top_p)
+            return jax.lax.cond(
+                inside,
+                lambda: from_head(head, tokens, lowest),
+                lambda: from_all(lowest),
+            )
+
+        off = ((top_k <= 0) | (top_k >= logits.shape[-1])) & (top_p >= 1)
+        return jax.lax.cond(off, from_all, truncated)
+
+    return jax.lax.cond(temperature > 0, draw, greedy)
 
 
 def _first(marked: Bool[Array, "B V"]) -> Int[Array, " B"]:
@@ -277,11 +313,12 @@ def _first(marked: Bool[Array, "B V"]) -> Int[Array, " B"]:
 
 def _inverse_cdf(
     weights: Float[Array, "B V"], uniform: Float[Array, " B"]
-) -> Int[Array, " B"]:
-    """The first token whose cumulative weight exceeds `uniform` of the total.
+) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
+    """The first index whose cumulative weight exceeds `uniform` of the total.
 
-    Found in two steps, the block and then the token in it: a cumulative sum over the
-    whole vocabulary takes ten times as long on a CPU.
+    Also whether its weight is above 0, which rounding can prevent. Found in two
+    steps, the block and then the index in it: a cumulative sum over the whole
+    vocabulary takes ten times as long on a CPU.
     """
     rows, vocabulary = weights.shape
     width = min(BLOCK, vocabulary)
@@ -292,63 +329,85 @@ def _inverse_cdf(
     block = _first(upto > target[:, None])
     inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     target = target - jnp.where(block > 0, _at(upto, jnp.maximum(block - 1, 0)), 0.0)
-    token = block * width + _first(jnp.cumsum(inside, axis=-1) > target[:, None])
-    return jnp.minimum(token, vocabulary - 1)
+    place = _first(jnp.cumsum(inside, axis=-1) > target[:, None])
+    return jnp.minimum(block * width + place, vocabulary - 1), _at(inside, place) > 0
 
 
-def _kept(logits, top_k, top_p) -> Bool[Array, "B V"]:
-    """Which tokens survive top-k, then top-p; row maxima of `logits` are 0.
+def _truncation(logits, top_k, top_p):
+    """The best tokens, and the lowest logit that survives top-k, then top-p.
 
-    Exact in every case. The cut is a threshold on the logit. It is read off the
-    sorted `HEAD` best tokens if it lies among them, as it does for a trained model,
-    and else bisected over all tokens.
+    Exact in every case, ties included. The lowest logit is read off the sorted
+    `HEAD` best tokens if all that survive are among them, as for a trained model, and
+    else bisected over all tokens. Row maxima of `logits` are 0.
+
+    Returns:
+        `[B, HEAD]` best logits, falling, and their tokens; the lowest logit that is
+        kept `[B, 1]`; whether every kept token is among the best.
     """
     vocabulary = logits.shape[-1]
     width = min(HEAD, vocabulary)
-    top_k = jnp.where(jnp.asarray(top_k) > 0, top_k, vocabulary)
+    top_k = jnp.where(top_k > 0, top_k, vocabulary)
+    head, tokens = _best(logits, width)
+    rank = jnp.arange(width)[None]
+    weights = jnp.exp(head) * (rank < top_k)
+    total = jax.lax.cond(
+        top_k <= width,
+        lambda: jnp.sum(weights, axis=-1),
+        lambda: jnp.sum(jnp.exp(logits), axis=-1),
+    )[:, None]
+    # A token is kept while the mass before it is short of the share.
+    before = jnp.cumsum(weights, axis=-1) - weights
+    short = (before < top_p * total) | (top_p >= 1)
+    count = jnp.sum(short & (rank < top_k), axis=-1)
+    last = _at(head, jnp.clip(count, 1, width) - 1)[:, None]
+    inside = (top_k <= width) | jnp.all((count < width) & (top_p < 1))
+    if width < vocabulary:  # no token outside the head is tied with the last one
+        inside &= jnp.all(last > head[:, -1:])
+    lowest = jax.lax.cond(inside, lambda: last, lambda: _bisected(logits, top_k, top_p))
+    return head, tokens, lowest, inside
 
-    def truncate():
-        head = jax.lax.top_k(logits, width)[0]
-        rank = jnp.arange(width)[None]
-        weights = jnp.exp(head) * (rank < top_k)
-        total = jnp.where(
-            top_k <= width,
-            jnp.sum(weights, axis=-1),
-            jnp.sum(jnp.exp(logits), axis=-1),
-        )[:, None]
-        # A token is kept while the mass before it is short of the share.
-        before = jnp.cumsum(weights, axis=-1) - weights
-        count = jnp.sum((before < top_p * total) & (rank < top_k), axis=-1)
-        inside = (top_k <= width) | jnp.all((count < width) & (top_p < 1))
-        count = jnp.clip(count, 1, width)
-        return jax.lax.cond(
-            inside,
-            lambda: logits >= _at(head, count - 1)[:, None],
-            lambda: _bisected(logits, top_k, top_p),
-        )
 
-    everything = (top_k >= vocabulary) & (top_p >= 1)
-    return jax.lax.cond(everything, lambda: jnp.ones_like(logits, bool), truncate)
+def _best(logits, width: int):
+    """The `width` highest logits of each row, falling, and their tokens.
+
+    They are in the `width` of all groups of `GROUP` tokens with the highest maxima, so
+    that little is left to be sorted. Among tied tokens any may be chosen.
+    """
+    rows, vocabulary = logits.shape
+    if vocabulary < 4 * GROUP * width:
+        return jax.lax.top_k(logits, width)
+    groups = -(-vocabulary // GROUP)
+    padding = ((0, 0), (0, groups * GROUP - vocabulary))
+    table = jnp.pad(logits, padding, constant_values=NO).reshape(rows, GROUP, groups)
+    chosen = jax.lax.top_k(jnp.max(table, axis=1), width)[1]
+    candidates = jnp.take_along_axis(table, chosen[:, None], axis=2)
+    head, place = jax.lax.top_k(candidates.reshape(rows, -1), width)
+    group = jnp.take_along_axis(chosen, place % width, axis=1)
+    return head, place // width * groups + group
 
 
 def _bisected(logits, top_k, top_p):
-    best = _bisect(logits, lambda kept: jnp.sum(kept, axis=-1) >= top_k)
-    weights = jnp.where(best, jnp.exp(logits), 0.0)
+    """The lowest logit that is kept, `[B, 1]`, from all tokens."""
+    lowest = _bisect(logits, lambda kept: jnp.sum(kept, axis=-1) >= top_k)
+    weights = jnp.where(logits >= lowest, jnp.exp(logits), 0.0)
     total = jnp.sum(weights, axis=-1)
     nucleus = _bisect(
         logits,
         lambda kept: jnp.sum(jnp.where(kept, weights, 0.0), axis=-1) >= top_p * total,
     )
-    return best & jnp.where(top_p < 1, nucleus, True)
+    return jnp.where(top_p < 1, jnp.maximum(lowest, nucleus), lowest)
 
 
-def _bisect(logits, enough: Callable) -> Bool[Array, "B V"]:
-    """`logits >= t` for each row's highest threshold t with `enough(logits >= t)`.
+def _bisect(logits, enough: Callable) -> Float[Array, "B 1"]:
+    """Each row's highest threshold t with `enough(logits >= t)`.
 
     32 halvings of the integers that order float32 as the floats do: exact.
     """
-    bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
-    order = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+    def ordered(bits):  # its own inverse
+        return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+    order = ordered(jax.lax.bitcast_convert_type(logits, jnp.int32))
 
     def halve(_, bounds):
         low, high = bounds  # enough(low) holds, enough(high) does not
@@ -358,4 +417,4 @@ def _bisect(logits, enough: Callable) -> Bool[Array, "B V"]:
 
     bounds = (jnp.min(order, axis=-1), jnp.max(order, axis=-1) + 1)
     low, _ = jax.lax.fori_loop(0, 32, halve, bounds)
-    return order >= low[:, None]
+    return jax.lax.bitcast_convert_type(ordered(low), jnp.float32)[:, None]

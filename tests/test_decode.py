@@ -187,17 +187,49 @@ def test_kept_tokens_are_those_of_the_definition(settings, size):
     flat = np.random.default_rng(2).normal(size=(4, size)).astype(np.float32)
     for logits in (flat, 5 * flat):  # the nucleus outside and inside the head
         scaled = logits / np.float32(temperature)
-        kept = decode._kept(
-            jnp.asarray(scaled - scaled.max(axis=1, keepdims=True)), top_k, top_p
-        )
+        kept, _ = survivors(scaled, top_k, top_p)
         expected = truncated(logits, temperature, top_k, top_p) > 0
         np.testing.assert_array_equal(kept, expected)
 
 
-def test_top_k_beyond_the_head():
-    logits = np.random.default_rng(3).normal(size=(2, 1000)).astype(np.float32)
-    kept = decode._kept(jnp.asarray(logits - logits.max(1, keepdims=True)), 400, 1.0)
-    np.testing.assert_array_equal(np.sum(kept, axis=1), [400, 400])
+def survivors(logits, top_k, top_p):
+    """Which tokens are kept; what the head makes of it must agree."""
+    logits = jnp.asarray(logits - logits.max(axis=1, keepdims=True))
+    head, tokens, lowest, inside = decode._truncation(logits, jnp.int32(top_k), top_p)
+    kept = np.asarray(logits >= lowest)
+    np.testing.assert_array_equal(
+        head, -np.sort(-np.asarray(logits), axis=1)[:, : head.shape[1]]
+    )
+    np.testing.assert_array_equal(np.take_along_axis(logits, tokens, axis=1), head)
+    if inside:
+        for row, ids, mine in zip(kept, tokens, head >= lowest, strict=True):
+            assert set(np.flatnonzero(row)) == set(np.asarray(ids)[mine])
+    return kept, bool(inside)
+
+
+@pytest.mark.parametrize("size", [1000, 9001])  # 9001 is sorted in groups
+def test_top_k_beyond_the_head(size):
+    logits = np.random.default_rng(3).normal(size=(2, size)).astype(np.float32)
+    for top_k in (50, 400):
+        kept, inside = survivors(logits, top_k, 1.0)
+        np.testing.assert_array_equal(np.sum(kept, axis=1), [top_k, top_k])
+        assert inside == (top_k == 50)
+    kept, _ = survivors(logits, 0, 0.3)
+    expected = truncated(logits, 1.0, 0, 0.3) > 0
+    np.testing.assert_array_equal(kept, expected)
+
+
+def test_tied_tokens_are_kept_together():
+    """Also where the tie reaches beyond the head, in which only some would be."""
+    logits = np.zeros((1, 9001), np.float32)
+    logits[0, 4000:4010] = 3.0
+    for top_k, count, among_the_best in ((3, 10, True), (11, 9001, False)):
+        kept, inside = survivors(logits, top_k, 1.0)
+        assert (kept.sum(), inside) == (count, among_the_best)
+    drawn = decode.sample(
+        jnp.asarray(np.repeat(logits, 500, 0)), jax.random.key(0), top_k=3
+    )
+    assert set(np.asarray(drawn)) == set(range(4000, 4010))
 
 
 def test_frequencies_are_the_probabilities():

@@ -68,17 +68,18 @@ def load_pretrained(
         shapes = {name: tuple(x.get_shape()) for name, x in stored.items()}
         names = {f.name for f in dataclasses.fields(family.config)} - {*OURS_ALONE}
         chosen = {name: settings[name] for name in names & settings.keys()}
-        chosen |= family.inferred(shapes) | {"dtype": dtype} | overrides
+        chosen |= family.read(settings, shapes) | {"dtype": dtype} | overrides
         model = family.module(family.config(**chosen))
 
         wanted = _wanted(family, model)
-        problems = _mismatches(family, wanted, shapes, fresh=key is not None)
+        ties = family.ties(model.config)
+        problems = _mismatches(family, wanted, shapes, ties, fresh=key is not None)
         if problems:
             raise ValueError(
                 f"the tensors in {folder} are not those of {model.config}: "
                 + "; ".join(problems)
             )
-        for tied, name in family.ties.items():
+        for tied, name in ties.items():
             if tied in stored and not np.array_equal(stored[tied][:], stored[name][:]):
                 raise ValueError(
                     f"{folder}: {tied} differs from {name}; only models that share "
@@ -123,7 +124,7 @@ def save_pretrained(path: str | Path, model: Any, params: Params) -> None:
     }
     settings |= {name: accepted[0] for name, accepted in family.fixed.items()}
     settings |= {"model_type": model_type, "architectures": [architecture]}
-    settings |= {"dtype": "float32"} | _labels(getattr(config, "num_labels", 0))
+    settings |= {"dtype": "float32"} | family.written(config)
     tensors = {}
     for ours, (tensor, _) in wanted.items():
         name = tensor.theirs
@@ -138,17 +139,6 @@ def save_pretrained(path: str | Path, model: Any, params: Params) -> None:
         (written / CONFIG).write_text(text, encoding="utf-8")
         for name in (WEIGHTS, CONFIG):
             os.replace(written / name, folder / name)
-
-
-def _labels(count: int) -> dict[str, Any]:
-    """The entries from which transformers counts its classes."""
-    if not count:
-        return {}
-    names = [f"LABEL_{i}" for i in range(count)]
-    return {
-        "id2label": {str(i): name for i, name in enumerate(names)},
-        "label2id": {name: i for i, name in enumerate(names)},
-    }
 
 
 def _flatten(params: Params) -> dict[str, Any]:
@@ -183,6 +173,7 @@ def _mismatches(
     family: Family,
     wanted: Mapping[str, tuple[Tensor, Shape]],
     shapes: Mapping[str, Shape],
+    ties: Mapping[str, str],
     *,
     fresh: bool,
 ) -> list[str]:
@@ -196,7 +187,7 @@ def _mismatches(
         elif name not in shapes and not (optional and fresh):
             remedy = " (pass `key=` to draw it at random)" if optional else ""
             problems.append(f"{name}: expected {shape}, found none{remedy}")
-    known = {tensor.theirs for tensor, _ in wanted.values()} | family.ties.keys()
+    known = {tensor.theirs for tensor, _ in wanted.values()} | ties.keys()
     known |= {row.theirs for row in family.tensors}  # a head that was not asked for
     for name in sorted(shapes.keys() - known):
         problems.append(f"{name}: expected none, found {shapes[name]}")

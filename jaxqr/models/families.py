@@ -93,8 +93,8 @@ class Family(NamedTuple):
     fresh: tuple[str, ...]
     """Beginnings of tensor names that may be missing, and drawn from a key."""
 
-    ties: Mapping[str, str]
-    """Tensors that may be stored as well, and must then equal another one."""
+    ties: Callable[[Any], Mapping[str, str]]
+    """Of a config: tensors that may be stored as well, and must then equal another."""
 
     ignored: str
     """A pattern of stored tensors that hold no parameter of ours."""
@@ -102,8 +102,12 @@ class Family(NamedTuple):
     fixed: Mapping[str, tuple[Any, ...]]
     """Settings of config.json that the module has built in; the first is written."""
 
-    inferred: Callable[[Mapping[str, Shape]], dict[str, Any]]
-    """Config fields that follow from the shapes of the stored tensors."""
+    read: Callable[[Mapping[str, Any], Mapping[str, Shape]], dict[str, Any]]
+    """Config fields that config.json has under no name of their own: they follow from
+    its settings and from the shapes of the stored tensors."""
+
+    written: Callable[[Any], dict[str, Any]]
+    """Settings of config.json that are no field of the config."""
 
 
 def _gpt2_architecture(config: GPT2Config) -> tuple[str, str]:
@@ -116,10 +120,24 @@ def _bert_architecture(config: BertConfig) -> tuple[str, str]:
     return "BertModel", ""
 
 
-def _bert_inferred(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def _bert_read(
+    settings: Mapping[str, Any], shapes: Mapping[str, Shape]
+) -> dict[str, Any]:
+    del settings
     return {
         "add_pooler": "pooler.dense.weight" in shapes,
         "num_labels": shapes.get("classifier.weight", (0,))[0],
+    }
+
+
+def _bert_written(config: BertConfig) -> dict[str, Any]:
+    """The entries from which transformers counts its classes."""
+    if not config.num_labels:
+        return {}
+    names = [f"LABEL_{i}" for i in range(config.num_labels)]
+    return {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
     }
 
 
@@ -132,7 +150,7 @@ FAMILIES = {
         prefix="transformer.",
         heads=(),
         fresh=(),
-        ties={"lm_head.weight": "wte.weight"},
+        ties=lambda config: {"lm_head.weight": "wte.weight"},
         ignored=r"h\.\d+\.attn\.(masked_)?bias",
         fixed={
             "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
@@ -141,7 +159,8 @@ FAMILIES = {
             "add_cross_attention": (False,),
             "tie_word_embeddings": (True,),
         },
-        inferred=lambda shapes: {},
+        read=lambda settings, shapes: {},
+        written=lambda config: {},
     ),
     "bert": Family(
         config=BertConfig,
@@ -151,14 +170,15 @@ FAMILIES = {
         prefix="bert.",
         heads=("classifier.",),
         fresh=("pooler.", "classifier."),
-        ties={},
+        ties=lambda config: {},
         ignored=r"embeddings\.position_ids|cls\..*",  # cls: the heads of pretraining
         fixed={
             "hidden_act": ("gelu",),
             "position_embedding_type": ("absolute",),
             "is_decoder": (False,),
         },
-        inferred=_bert_inferred,
+        read=_bert_read,
+        written=_bert_written,
     ),
 }
 
