@@ -21,11 +21,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxqr import vocab
 from jaxqr.types import Features, Generated, Params, Prompts
 
-HEAD = 128
+HEAD = 64
 """Truncation first looks at this many best tokens, and at all of them if need be."""
-
-GROUP = 16
-"""Tokens whose maximum decides whether truncation looks at them."""
 
 BLOCK = 128
 """Width of the blocks in which a drawn token is searched for."""
@@ -347,7 +344,7 @@ def _truncation(logits, top_k, top_p):
     vocabulary = logits.shape[-1]
     width = min(HEAD, vocabulary)
     top_k = jnp.where(top_k > 0, top_k, vocabulary)
-    head, tokens = _best(logits, width)
+    head, tokens = jax.lax.top_k(logits, width)
     rank = jnp.arange(width)[None]
     weights = jnp.exp(head) * (rank < top_k)
     total = jax.lax.cond(
@@ -362,28 +359,10 @@ def _truncation(logits, top_k, top_p):
     last = _at(head, jnp.clip(count, 1, width) - 1)[:, None]
     inside = (top_k <= width) | jnp.all((count < width) & (top_p < 1))
     if width < vocabulary:  # no token outside the head is tied with the last one
-        inside &= jnp.all(last > head[:, -1:])
+        # Not head[:, -1:]: XLA then sorts all tokens instead of taking the best.
+        inside &= jnp.all(last > jnp.min(head, axis=-1, keepdims=True))
     lowest = jax.lax.cond(inside, lambda: last, lambda: _bisected(logits, top_k, top_p))
     return head, tokens, lowest, inside
-
-
-def _best(logits, width: int):
-    """The `width` highest logits of each row, falling, and their tokens.
-
-    They are in the `width` of all groups of `GROUP` tokens with the highest maxima, so
-    that little is left to be sorted. Among tied tokens any may be chosen.
-    """
-    rows, vocabulary = logits.shape
-    if vocabulary < 4 * GROUP * width:
-        return jax.lax.top_k(logits, width)
-    groups = -(-vocabulary // GROUP)
-    padding = ((0, 0), (0, groups * GROUP - vocabulary))
-    table = jnp.pad(logits, padding, constant_values=NO).reshape(rows, GROUP, groups)
-    chosen = jax.lax.top_k(jnp.max(table, axis=1), width)[1]
-    candidates = jnp.take_along_axis(table, chosen[:, None], axis=2)
-    head, place = jax.lax.top_k(candidates.reshape(rows, -1), width)
-    group = jnp.take_along_axis(chosen, place % width, axis=1)
-    return head, place // width * groups + group
 
 
 def _bisected(logits, top_k, top_p):
