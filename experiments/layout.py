@@ -7,7 +7,6 @@
       sft-*/        fine-tuned on query pairs, teacher and student
       distill*/     the student after distillation
       online/       the student after online DPO
-      evaluation/   rewrites and per-query numbers
       summary.json  figures/  report.html
 
 Every stage folder holds `config.json`, and `done` once it is finished; training
@@ -15,6 +14,7 @@ stages hold `model/`, `checkpoints/`, `metrics.jsonl` and `tensorboard/` too.
 """
 
 import dataclasses
+import fcntl
 import io
 import json
 import math
@@ -89,7 +89,8 @@ def stage(folder: Path, config: Any) -> Iterator[bool]:
     or, if done, yields False; another one is refused.
 
     Raises:
-        ValueError: the folder belongs to another configuration.
+        ValueError: the folder belongs to another configuration, or another process
+            works in it.
     """
     console = Console()
     settings = _plain(config)
@@ -112,16 +113,38 @@ def stage(folder: Path, config: Any) -> Iterator[bool]:
         yield False
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
-    console.rule(str(folder))
+    with _alone(folder):
+        write_json(path, settings)
+        console.rule(str(folder))
+        try:
+            yield True
+        except Exception:
+            if list(folder.iterdir()) == [path]:  # nothing was begun
+                path.unlink()
+                folder.rmdir()
+            raise
+        (folder / "done").touch()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the folder against other processes; the lock ends with this one.
+
+    A killed pipeline can leave the process that trains M1 behind.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield True
-    except Exception:
-        if list(folder.iterdir()) == [path]:  # nothing was begun
-            path.unlink()
-            folder.rmdir()
-        raise
-    (folder / "done").touch()
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ValueError(
+            f"another process works in {folder}: wait for it, or stop it and run the "
+            "same command again"
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def require(folder: Path, command: str) -> Path:

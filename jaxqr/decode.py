@@ -7,7 +7,7 @@ inside the mask and has a log-probability; the loop ends when all rows have.
 
 `temperature`, `top_k`, `top_p` and the mixture weight are array arguments: changing
 them compiles nothing. Compilation happens once per (models, prompt shape,
-`max_new_tokens`).
+`max_new_tokens`, `n`).
 """
 
 from collections.abc import Callable
@@ -357,7 +357,10 @@ def _truncation(logits, top_k, top_p):
     short = (before < top_p * total) | (top_p >= 1)
     count = jnp.sum(short & (rank < top_k), axis=-1)
     last = _at(head, jnp.clip(count, 1, width) - 1)[:, None]
-    inside = (top_k <= width) | jnp.all((count < width) & (top_p < 1))
+    # Between the two, the mass that top-p shares out is not in the head.
+    inside = (top_k <= width) | (
+        (top_k >= vocabulary) & jnp.all((count < width) & (top_p < 1))
+    )
     if width < vocabulary:  # no token outside the head is tied with the last one
         # Not head[:, -1:]: XLA then sorts all tokens instead of taking the best.
         inside &= jnp.all(last > jnp.min(head, axis=-1, keepdims=True))

@@ -177,7 +177,14 @@ def truncated(logits, temperature, top_k, top_p):
     return np.array(rows)
 
 
-SETTINGS = [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.6), (1.3, 7, 0.8)]
+SETTINGS = [
+    (1.0, 0, 1.0),
+    (0.7, 0, 1.0),
+    (1.0, 5, 1.0),
+    (1.0, 0, 0.6),
+    (1.3, 7, 0.8),
+    (1.0, 100, 0.6),  # the nucleus is in the head, the mass it is a share of is not
+]
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

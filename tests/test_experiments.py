@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments import pipeline, prepare
+from experiments import online_dpo, pipeline, prepare
 from experiments.layout import require, stage
 
 
@@ -69,6 +69,21 @@ def test_again_nothing_is_done_twice(run):
     assert len(before) == 7
     pipeline.main(run)
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_one_process_at_a_time(run):
+    config = replace(run.prepare, run=run.run.parent / "locked")
+    folder = config.run / "data"
+    with stage(folder, config), pytest.raises(ValueError, match="another process"):
+        prepare.main(config)
+
+
+def test_rewrites_of_a_resumed_run_stand_once(tmp_path):
+    path = tmp_path / "rewrites.jsonl"
+    for step in (0, 25, 50, 25):  # killed after 50, resumed from before 25
+        online_dpo.keep_rewrites(path, step, {"q": ["r", float(step)]})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 25]
 
 
 def test_another_configuration_is_refused(run):

@@ -294,6 +294,26 @@ def test_a_broken_run_ends_in_the_same_bits(name, tmp_path):
     assert any((a != b).any() for a, b in changed)
 
 
+def test_batches_that_fail_lose_no_step(tmp_path):
+    class Failing(Interrupts):
+        def next(self, state):
+            if int(state.step) == 3 and self._before:
+                raise RuntimeError("scoring failed")
+            return super().next(state)
+
+    def go(before):
+        return loop.run(
+            TOY, toy_state(), Failing(toy_batches(), before), num_steps=5,
+            folder=tmp_path,
+        )  # fmt: skip
+
+    with pytest.raises(RuntimeError, match="scoring failed"):
+        go((9,))
+    assert Checkpoints(tmp_path / "checkpoints").restore(toy_state())[0].step == 3
+    expected = loop.run(TOY, toy_state(), toy_batches(), num_steps=5)
+    tiny.assert_same_bits(go(()), expected)
+
+
 # A kill
 
 KILLED = """

@@ -214,6 +214,29 @@ def test_queued_rounds_are_saved_with_their_rewards():
     assert fresh.report() == expected_report
 
 
+def test_a_search_engine_that_stays_down_costs_no_round():
+    """The round that stopped the run is saved, and scored when the run goes on."""
+    down = [True]
+
+    def reward(queries, rewrites):
+        if down[0]:
+            raise ConnectionError("search engine is down")
+        return vowels(queries, rewrites)
+
+    with Sidecar(reward, max_consecutive_failures=1) as sidecar:
+        batches = rounds(sidecar.submit, False)
+        with pytest.raises(RuntimeError, match="search engine is down"):
+            batches.next(STATES[0])
+        saved = batches.save()
+    down[0] = False
+    with Sidecar(reward) as sidecar:
+        fresh = rounds(sidecar.submit, False)
+        fresh.load(saved)
+        again = fresh.next(STATES[1])  # drawn before, by another state
+        expected = rounds(sidecar.submit, False).next(STATES[0])
+    tiny.assert_same_bits(again, expected)
+
+
 def test_what_finishes_a_round_sees_all_of_it():
     """A policy gradient needs every candidate and its log-probability at the draw."""
 

@@ -88,6 +88,7 @@ def run(
 
     Raises:
         Interrupted: after SIGINT or SIGTERM, the checkpoint being safe.
+        Exception: what `batches` raised, the checkpoint being safe.
     """
     done, best, checkpoints, log = 0, -math.inf, None, None
     if folder is not None:
@@ -130,7 +131,11 @@ def run(
                 consider(state)
             since, logged = time.perf_counter(), done
             while done < num_steps:
-                batch = shard_batch(batches.next(state), state.params)
+                try:
+                    batch = shard_batch(batches.next(state), state.params)
+                except Exception:  # a search engine that stays down, say
+                    save(state)
+                    raise
                 state, metrics = step(state, batch, *frozen)
                 done += 1
                 values = {}

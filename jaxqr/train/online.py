@@ -61,6 +61,15 @@ class Candidates(NamedTuple):
     """Of the policy that drew them, at temperature 1; 0 outside the mask."""
 
 
+class _Round(NamedTuple):
+    """Candidates and their texts, which are being scored."""
+
+    candidates: Candidates
+    queries: list[str]
+    rewrites: list[str]
+    pending: Pending
+
+
 Finish = Callable[[Candidates, Reward], tuple[Any, dict[str, float]]]
 """Makes a batch of scored candidates, and numbers to log beside the reward's."""
 
@@ -102,24 +111,25 @@ class OnlineRollouts:
         self._finish, self._sampling = finish, sampling
         self._count, self._overlap = candidates, overlap
         self._rounds = 0
-        self._queue: list[tuple[Candidates, Pending]] = []
+        self._queue: list[_Round] = []
         self._report: dict[str, float] = {}
 
     def next(self, state: TrainState) -> Any:
         """The next batch."""
         while len(self._queue) < 1 + self._overlap:
             self._queue.append(self._draw(state))
-        candidates, pending = self._queue.pop(0)
-        reward = pending.result()
-        batch, report = self._finish(candidates, reward)
-        self._report = _summary(candidates, reward) | report
+        waiting = self._queue[0]  # and stays, if scoring fails for good
+        reward = waiting.pending.result()
+        batch, report = self._finish(waiting.candidates, reward)
+        self._report = _summary(waiting.candidates, reward) | report
+        del self._queue[0]
         return batch
 
     def report(self) -> dict[str, float]:
         """Reward, its parts, and what went wrong, of the latest batch."""
         return self._report
 
-    def _draw(self, state: TrainState) -> tuple[Candidates, Pending]:
+    def _draw(self, state: TrainState) -> _Round:
         queries = self._queries.next(state)
         prompts = pad_prompts(
             self._tokenizer.source(queries, self._sampling.max_source),
@@ -136,30 +146,32 @@ class OnlineRollouts:
         )
         self._rounds += 1
         tokens, mask, logps = jax.device_get(generated)
-        pending = self._score(
-            [query for query in queries for _ in range(self._count)],
-            self._tokenizer.decode(tokens, mask),
+        repeated = [query for query in queries for _ in range(self._count)]
+        rewrites = self._tokenizer.decode(tokens, mask)
+        return _Round(
+            Candidates(Pairs(*prompts, tokens, mask), logps),
+            repeated,
+            rewrites,
+            self._score(repeated, rewrites),
         )
-        return Candidates(Pairs(*prompts, tokens, mask), logps), pending
 
     def save(self) -> dict[str, Any]:
-        """The place in the queries, and the queued candidates with their rewards."""
-        queue = []
-        for (pairs, logps), pending in self._queue:
-            reward = pending.result()
-            queue.append(
-                {
-                    "candidates": [*pairs, logps],
-                    "total": reward.total,
-                    "parts": dict(reward.parts),
-                    "valid": reward.valid,
-                    "flags": dict(reward.flags),
-                }
-            )
+        """The place in the queries, and the queued candidates with their rewards.
+
+        Candidates that cannot be scored now are scored anew after `load`.
+        """
         return {
             "queries": self._queries.save(),
             "rounds": self._rounds,
-            "queue": queue,
+            "queue": [
+                {
+                    "candidates": [*waiting.candidates.pairs, waiting.candidates.logps],
+                    "queries": waiting.queries,
+                    "rewrites": waiting.rewrites,
+                    "reward": _saved(waiting.pending),
+                }
+                for waiting in self._queue
+            ],
         }
 
     def load(self, saved: dict[str, Any]) -> None:
@@ -168,14 +180,29 @@ class OnlineRollouts:
         self._rounds = saved["rounds"]
         self._queue = []
         for waiting in saved["queue"]:
-            reward = {k: v for k, v in waiting.items() if k != "candidates"}
             *pairs, logps = waiting["candidates"]
-            self._queue.append(
-                (
-                    Candidates(Pairs(*pairs), logps),
-                    _Scored(self._make_reward(**reward)),
-                )
+            texts, reward = (waiting["queries"], waiting["rewrites"]), waiting["reward"]
+            pending = (
+                self._score(*texts)
+                if reward is None
+                else _Scored(self._make_reward(**reward))
             )
+            self._queue.append(
+                _Round(Candidates(Pairs(*pairs), logps), *texts, pending)
+            )
+
+
+def _saved(pending: Pending) -> dict[str, Any] | None:
+    try:
+        reward = pending.result()
+    except RuntimeError:  # too many failures in a row
+        return None
+    return {
+        "total": reward.total,
+        "parts": dict(reward.parts),
+        "valid": reward.valid,
+        "flags": dict(reward.flags),
+    }
 
 
 def prefer(
