@@ -50,8 +50,8 @@ def rewrite(
 ) -> list[list[str]]:
     """`n` rewrites of every query.
 
-    Queries go through in batches of one shape, at most `batch_size` rewrites each;
-    the last one is filled up with copies of its last query.
+    Queries go through in batches of one shape, at most `batch_size` rewrites each but
+    one query at least; the last one is filled up with copies of its last query.
     """
     sources = tokenizer.source(queries, sampling.max_source)
     most = max(1, batch_size // n)
