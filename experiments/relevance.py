@@ -9,7 +9,7 @@ random products labelled irrelevant, because online the model meets products tha
 judge would have been shown.
 
 Seen on 2 CPU cores: quickstart 314 s beside the language models, nDCG@10 0.852 where
-BM25 has 0.817 and a random order 0.381. The extract of ESCI has 4,000 judgements to
+BM25 has 0.817 and a random order 0.381. The extract of ESCI has 4,824 judgements to
 train on: enough for a pretrained encoder, not for one from scratch.
 """
 
