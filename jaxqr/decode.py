@@ -208,8 +208,10 @@ def _generate(
             for model, p in zip(models, params, strict=True)
         ]
     )
-    features = tuple(f._replace(hidden=_repeat(f.hidden, n)) for f in features)
-    caches = _repeat(caches, n)
+    features = tuple(
+        f._replace(hidden=jnp.repeat(f.hidden, n, axis=0)) for f in features
+    )
+    caches = tuple(cache.repeat(n) for cache in caches)
     empty = _Decoding(
         column=jnp.int32(0),
         tokens=jnp.full((rows, max_new_tokens), eos, jnp.int32),
@@ -226,11 +228,6 @@ def _generate(
 def _each(pairs):
     """[(a, b), ...] -> ((a, ...), (b, ...))."""
     return tuple(zip(*pairs, strict=True))
-
-
-def _repeat(tree, n: int):
-    """Each row `n` times; a cache's scalars stay as they are."""
-    return jax.tree.map(lambda x: jnp.repeat(x, n, axis=0) if x.ndim else x, tree)
 
 
 def _at(values, token):

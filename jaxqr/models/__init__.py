@@ -14,8 +14,8 @@ Every language model has these methods, decoder-only or not:
 - `apply(params, prompts, max_new_tokens, method="prefill")`: features of the last
   column, `[B, 1, D]`, and a cache;
 - `apply(params, cache, tokens, method="step")`: features that predict the token
-  after `tokens` `[B]`, and the cache that has read them. In a cache every array
-  with axes has the rows first.
+  after `tokens` `[B]`, and the cache that has read them. `cache.repeat(n)` and
+  `cache.take(rows)` repeat and reorder its rows, within the rows of one prompt.
 
 The features are in the dtype of the computation, and parameters in float32.
 """

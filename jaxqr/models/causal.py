@@ -4,9 +4,11 @@ All rows of a batch share one cache slot per step, because prompts are padded on
 left: a step writes one slice, and no row needs a scatter.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
@@ -16,11 +18,7 @@ from jaxqr.types import Features, Pairs, Prompts
 
 
 class Cache(NamedTuple):
-    """What a model remembers of the tokens it has read.
-
-    Axis 0 of every array counts rows, except for the scalar `slot`, so rows are
-    repeated and reordered with one `jax.tree.map`.
-    """
+    """What a decoder-only model remembers of the tokens it has read."""
 
     layers: tuple[KeyValues, ...]
     """Keys and values of each layer [B K S C], in the dtype of the computation."""
@@ -33,6 +31,22 @@ class Cache(NamedTuple):
 
     position: Int[Array, " B"]
     """The position of the next token of each row: its number of real tokens."""
+
+    def repeat(self, n: int) -> "Cache":
+        """Each row n times, row `b * n + i` being the i-th of row b."""
+        return self._of_rows(lambda x: jnp.repeat(x, n, axis=0))
+
+    def take(self, rows: Int[Array, " _"]) -> "Cache":
+        """The given rows in the given order; each stays with its prompt's rows."""
+        return self._of_rows(lambda x: jnp.take(x, rows, axis=0))
+
+    def _of_rows(self, change: Callable[[Array], Array]) -> "Cache":
+        return Cache(
+            jax.tree.map(change, self.layers),
+            change(self.mask),
+            self.slot,
+            change(self.position),
+        )
 
 
 class CausalLM(nn.Module):
