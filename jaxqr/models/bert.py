@@ -9,20 +9,23 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxqr.models.config import ModelConfig
 from jaxqr.models.layers import (
-    Dtype,
     Embedding,
-    Linear,
+    Head,
     attention,
     check_heads,
+    check_labels,
     check_length,
     layer_norm,
     positions_of,
+    projection,
+    rematerialised,
 )
 
 
 @dataclass(frozen=True)
-class BertConfig:
+class BertConfig(ModelConfig):
     """Sizes of a BERT, under the names of Hugging Face's `config.json`."""
 
     vocab_size: int = 30522
@@ -36,14 +39,8 @@ class BertConfig:
     initializer_range: float = 0.02
     """Standard deviation of fresh weights; about hidden_size ** -0.5 learns fastest."""
     pad_token_id: int | None = 0
-    num_labels: int = 0
-    """Classes of the head on top of the pooler; 0: no head."""
     add_pooler: bool = True
     """Whether there is a pooler; a head has one in any case."""
-    dtype: Dtype = "float32"
-    """Dtype of the computation; parameters are float32."""
-    remat: bool = False
-    """Recompute each layer in the backward pass instead of storing it."""
 
     def __post_init__(self) -> None:
         check_heads(self.hidden_size, self.num_attention_heads)
@@ -62,17 +59,17 @@ class Layer(nn.Module):
         config, (rows, length, width) = self.config, x.shape
         count, dtype = config.num_attention_heads, config.dtype
         std = config.initializer_range
-        eps = config.layer_norm_eps
+        eps, linear = config.layer_norm_eps, projection(config, std=std)
 
         def heads(name: str) -> Float[Array, "B S H C"]:
-            out = Linear(width, dtype, std, name=name)(x)
+            out = linear(width, name=name)(x)
             return out.reshape(rows, length, count, width // count)
 
         h = attention(heads("query"), heads("key"), heads("value"), attend)
-        h = Linear(width, dtype, std, name="attn_proj")(h.reshape(x.shape))
+        h = linear(width, name="attn_proj")(h.reshape(x.shape))
         x = layer_norm(eps, dtype, name="attn_norm")(x + h)
-        h = Linear(config.intermediate_size, dtype, std, name="mlp_fc")(x)
-        h = Linear(width, dtype, std, name="mlp_proj")(nn.gelu(h, approximate=False))
+        h = linear(config.intermediate_size, name="mlp_fc")(x)
+        h = linear(width, name="mlp_proj")(nn.gelu(h, approximate=False))
         return layer_norm(eps, dtype, name="mlp_norm")(x + h)
 
 
@@ -91,16 +88,16 @@ class Bert(nn.Module):
         config = self.config
         width, dtype = config.hidden_size, config.dtype
         std = config.initializer_range
-        layer = nn.remat(Layer) if config.remat else Layer
+        layer = rematerialised(Layer, config)
         self.word = Embedding(config.vocab_size, width, dtype, std)
         self.position = Embedding(config.max_position_embeddings, width, dtype, std)
         self.segment = Embedding(config.type_vocab_size, width, dtype, std)
         self.norm = layer_norm(config.layer_norm_eps, dtype)
         self.layer = [layer(config) for _ in range(config.num_hidden_layers)]
         if config.add_pooler or config.num_labels:
-            self.pooler = Linear(width, dtype, std)
+            self.pooler = projection(config)(width, std=std)
         if config.num_labels:
-            self.classifier = Linear(config.num_labels, dtype, std)
+            self.classifier = Head(config, std)
 
     def __call__(
         self,
@@ -139,13 +136,8 @@ class Bert(nn.Module):
         segments: Int[Array, "B S"],
     ) -> Float[Array, "B num_labels"]:
         """Logits of the classes, in float32."""
-        if not self.config.num_labels:
-            raise ValueError(
-                "this BERT has no classification head (num_labels=0): "
-                "build or load it with num_labels set"
-            )
-        pooled = self.pool(tokens, mask, segments)
-        return self.classifier(pooled).astype(jnp.float32)
+        check_labels(self.config)
+        return self.classifier(self.pool(tokens, mask, segments))
 
     def run_once(self) -> None:
         """Read one token, so that `init` sees every parameter."""

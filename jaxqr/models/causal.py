@@ -11,9 +11,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxqr.models.layers import KeyValues, check_length, positions_of
+from jaxqr.models.layers import (
+    KeyValues,
+    check_labels,
+    check_length,
+    last_of,
+    positions_of,
+    targets_per_source,
+)
 from jaxqr.types import Features, Pairs, Prompts
 
 
@@ -52,12 +59,13 @@ class Cache(NamedTuple):
 class CausalLM(nn.Module):
     """A decoder-only language model.
 
-    A family sets `config`, with fields `max_length` and `vocab_size`, and writes
-    `forward`. Sequences longer than `config.max_length` raise ValueError when they
-    are traced.
+    A family sets `config`, with a field `max_length`, and writes `forward`; where
+    `config.num_labels` asks for it, it makes a head `score`. Sequences longer than
+    `config.max_length` raise ValueError when they are traced.
     """
 
     config: Any
+    encoder_decoder = False
 
     def forward(
         self,
@@ -97,12 +105,7 @@ class CausalLM(nn.Module):
         another and each has the positions that follow the source.
         """
         (rows, length), width = batch.source.shape, batch.target.shape[1]
-        count, rest = divmod(len(batch.target), rows)
-        if rest or not count:
-            raise ValueError(
-                f"{len(batch.target)} targets for {rows} sources: expected N rows of "
-                "targets for each source, one source's after another's"
-            )
+        count = targets_per_source(batch)
         check_length(length + width, self.config.max_length)
         in_row = (rows, count * width)
         target, target_mask = jnp.asarray(batch.target), jnp.asarray(batch.target_mask)
@@ -164,9 +167,21 @@ class CausalLM(nn.Module):
         )
         return features, Cache(layers, mask, cache.slot + 1, cache.position + 1)
 
+    def classify(
+        self,
+        tokens: Int[Array, "B S"],
+        mask: Bool[Array, "B S"],
+        segments: Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B num_labels"]:
+        """Logits of the classes, from the last token; `segments` play no part."""
+        del segments
+        check_labels(self.config)
+        return self.score(last_of(self(tokens, mask).hidden, mask))
+
     def run_once(self) -> None:
         """Read one token, so that `init` sees every parameter."""
-        self(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
+        inputs = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
+        self.classify(*inputs) if self.config.num_labels else self(*inputs)
 
     def _read(
         self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], start: int = 0

@@ -1,6 +1,7 @@
 """Hugging Face folders in and out: config.json with safetensors, bit for bit.
 
-What one family has and another has not is in `jaxqr.models.families`.
+What one family has and another has not is in `jaxqr.models.families`. Folders of any
+size are read and written a tensor at a time.
 """
 
 import dataclasses
@@ -8,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -19,20 +20,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Array, Key
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from jaxqr.models.config import Dtype, LanguageModelConfig
 from jaxqr.models.families import FAMILIES, Family, Shape, Tensor, family_of
-from jaxqr.models.layers import Dtype, init
+from jaxqr.models.layers import init
 from jaxqr.types import Params
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-OURS_ALONE = ("dtype", "remat", "add_pooler", "num_labels")
+OURS_ALONE = {field.name for field in dataclasses.fields(LanguageModelConfig)}
 """Config fields that config.json lacks, or has in another sense."""
+
+Place = Callable[[jax.ShapeDtypeStruct], Sharding]
+Wanted = Mapping[str, tuple[Tensor, Shape]]
 
 
 def load_pretrained(
@@ -40,6 +46,7 @@ def load_pretrained(
     *,
     dtype: Dtype = "float32",
     key: Key[Array, ""] | None = None,
+    place: Place | None = None,
     **overrides: Any,
 ) -> tuple[Any, Params]:
     """Read a Hugging Face folder: config.json and safetensors, in one file or many.
@@ -47,9 +54,12 @@ def load_pretrained(
     Args:
         path: the folder.
         dtype: dtype of the computation. Parameters are float32, however stored.
-        key: what to draw a missing pooler or classifier from. They are missing when
-            a plain encoder is loaded with `num_labels=4`, say; without a key that
-            is an error.
+        key: what to draw parameters from that the folder has not: a pooler or
+            classifier, when a plain language model is loaded with `num_labels=4`, say,
+            and adapters (`lora_rank=8`). Without a key they are an error.
+        place: where a parameter of a given shape shall live, such as
+            `partial(train.sharding.placed, mesh=mesh)`; the first device if it is None.
+            Every device's part is read for itself: the host never holds a whole model.
         **overrides: config fields to set in place of the folder's.
 
     Returns:
@@ -63,100 +73,160 @@ def load_pretrained(
     folder = Path(path)
     settings = _read_json(folder / CONFIG)
     family = _family(settings, folder)
+    if place is None:
+        here = SingleDeviceSharding(jax.devices()[0])
+        place = lambda x: here  # noqa: E731 - as a default
     with ExitStack() as files:
         stored = _open(folder, family, files)
         shapes = {name: tuple(x.get_shape()) for name, x in stored.items()}
-        names = {f.name for f in dataclasses.fields(family.config)} - {*OURS_ALONE}
-        chosen = {name: settings[name] for name in names & settings.keys()}
-        chosen |= family.read(settings, shapes) | {"dtype": dtype} | overrides
-        model = family.module(family.config(**chosen))
-
-        wanted = _wanted(family, model)
+        model = family.module(
+            _config(family, settings, shapes, folder, {"dtype": dtype} | overrides)
+        )
+        wanted, adapters = _wanted(family, model)
         ties = family.ties(model.config)
-        problems = _mismatches(family, wanted, shapes, ties, fresh=key is not None)
+        problems = _mismatches(
+            family, wanted, shapes, ties, model.config.vocab_size, fresh=key is not None
+        )
+        if adapters and key is None:
+            problems.append(
+                f"lora_rank={model.config.lora_rank}: pass `key=` to draw the adapters"
+            )
         if problems:
             raise ValueError(
                 f"the tensors in {folder} are not those of {model.config}: "
                 + "; ".join(problems)
             )
         for tied, name in ties.items():
-            if tied in stored and not np.array_equal(stored[tied][:], stored[name][:]):
+            if tied in stored and not _same(stored[tied], stored[name]):
                 raise ValueError(
                     f"{folder}: {tied} differs from {name}; only models that share "
                     "them can be loaded"
                 )
-        flat = init(model, key) if key is not None else {}
-        flat = _flatten(flat) | {
-            ours: jnp.asarray(_oriented(stored[tensor.theirs][:], tensor))
-            for ours, (tensor, _) in wanted.items()
-            if tensor.theirs in stored
+        missing = [n for n, (row, _) in wanted.items() if row.theirs not in stored]
+        flat = _fresh(model, key, [*missing, *adapters], place)
+        flat |= {
+            ours: _placed(stored[row.theirs], row, shape, place)
+            for ours, (row, shape) in wanted.items()
+            if row.theirs in stored
         }
-    return model, {"params": unflatten_dict(flat, sep="/")}
+    return model, unflatten_dict(flat, sep="/")
 
 
-def save_pretrained(path: str | Path, model: Any, params: Params) -> None:
-    """Write config.json and model.safetensors so that transformers can load them.
+def save_pretrained(
+    path: str | Path, model: Any, params: Params, *, shard_bytes: int = 5 * 10**9
+) -> None:
+    """Write config.json and safetensors so that transformers can load them.
 
-    Both are complete before either appears under its name. `load_pretrained` reads
-    back what was written bit for bit.
+    Everything is complete before any of it appears under its name. `load_pretrained`
+    reads back what was written bit for bit, adapters excepted: they are merged into
+    the maps that they stand beside, W + (alpha / rank) A B.
 
     Args:
         path: the folder; it is created where it does not exist.
         model: the module, from `models.build` or `load_pretrained`.
-        params: its parameters.
+        params: its parameters, on any number of devices.
+        shard_bytes: tensors are written to files of about this size, and the host
+            holds one file's at a time.
 
     Raises:
         ValueError: if the parameters are not those of the module.
     """
     config, folder = model.config, Path(path)
-    model_type, family = family_of(config)
-    wanted, flat = _wanted(family, model), _flatten(params)
-    expected = {ours: shape for ours, (_, shape) in wanted.items()}
-    if (found := {ours: np.shape(x) for ours, x in flat.items()}) != expected:
-        wrong = sorted(dict(expected.items() ^ found.items()))
+    flat = _flatten(params)
+    if (found := {k: np.shape(x) for k, x in flat.items()}) != (asked := _asked(model)):
+        wrong = sorted(dict(asked.items() ^ found.items()))
         raise ValueError(
             f"params are not those of {config}: {', '.join(wrong[:5])} differ; pass "
             "what `models.init` or `load_pretrained` returned, or a state's `params`"
         )
+    model_type, family = family_of(config)
     architecture, prefix = family.architecture(config)
-    settings = {
-        k: v for k, v in dataclasses.asdict(config).items() if k not in OURS_ALONE
-    }
+    names = {f.name for f in dataclasses.fields(config)} - OURS_ALONE
+    settings = {name: getattr(config, name) for name in names - {*family.derived}}
     settings |= {name: accepted[0] for name, accepted in family.fixed.items()}
     settings |= {"model_type": model_type, "architectures": [architecture]}
     settings |= {"dtype": "float32"} | family.written(config)
-    tensors = {}
-    for ours, (tensor, _) in wanted.items():
-        name = tensor.theirs
-        name = name if name.startswith(family.heads) else prefix + name
-        tensors[name] = _oriented(np.asarray(flat[ours]), tensor)
+    wanted, _ = _wanted(family, model)
+
+    def full(name: str) -> str:
+        return name if name.startswith(family.heads) else prefix + name
+
+    def tensor(ours: str) -> np.ndarray:
+        row, _ = wanted[ours]
+        x = np.asarray(_merged(flat, ours, config), np.float32)
+        x = x[: config.vocab_size] if row.vocabulary else x
+        return np.ascontiguousarray(x.T if row.transpose else x)
 
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
         written = Path(temporary)
-        save_file(tensors, written / WEIGHTS, metadata={"format": "pt"})
-        text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-        (written / CONFIG).write_text(text, encoding="utf-8")
-        for name in (WEIGHTS, CONFIG):
+        shards = list(_shards(wanted, shard_bytes))
+        where = {}
+        for i, shard in enumerate(shards, 1):
+            file = WEIGHTS
+            if len(shards) > 1:
+                file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+            tensors = {full(wanted[ours][0].theirs): tensor(ours) for ours in shard}
+            save_file(tensors, written / file, metadata={"format": "pt"})
+            where |= dict.fromkeys(tensors, file)
+        files = [*dict.fromkeys(where.values())]
+        if len(shards) > 1:
+            total = sum(4 * int(np.prod(shape)) for _, shape in wanted.values())
+            index = {"metadata": {"total_size": total}, "weight_map": where}
+            (written / INDEX).write_text(_json(index), encoding="utf-8")
+            files.append(INDEX)
+        (written / CONFIG).write_text(_json(settings), encoding="utf-8")
+        for name in (*files, CONFIG):
             os.replace(written / name, folder / name)
+    for old in (*folder.glob("model*.safetensors"), folder / INDEX):
+        if old.name not in files:  # of an earlier save in another number of files
+            old.unlink(missing_ok=True)
 
 
 def _flatten(params: Params) -> dict[str, Any]:
-    """One name per parameter, as in the tables."""
-    return flatten_dict(params["params"], sep="/") if params else {}
+    """Every array by its collection and name, as `params/h_0/c_fc/kernel`."""
+    return flatten_dict(params, sep="/")  # pyright: ignore[reportReturnType]
 
 
-def _oriented(x: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """The other side's layout of a tensor, in float32."""
-    x = x.astype(np.float32, copy=False)
-    return np.ascontiguousarray(x.T) if tensor.transpose else x
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
-def _wanted(family: Family, model: nn.Module) -> dict[str, tuple[Tensor, Shape]]:
-    """Each parameter of `model`, with its tensor and its own shape."""
+def _config(
+    family: Family,
+    settings: Mapping[str, Any],
+    shapes: Mapping[str, Shape],
+    folder: Path,
+    overrides: dict[str, Any],
+) -> Any:
+    """The config of a folder."""
+    names = {f.name for f in dataclasses.fields(family.config)} - OURS_ALONE
+    chosen = {name: settings[name] for name in names & settings.keys()}
+    try:
+        chosen |= family.read(settings, shapes)
+        chosen = {k: tuple(v) if type(v) is list else v for k, v in chosen.items()}
+        return family.config(**(chosen | overrides))
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+
+
+def _asked(model: nn.Module) -> dict[str, Shape]:
+    """The shape of every parameter of `model`, by collection and name."""
+    shapes = jax.eval_shape(partial(init, model), jax.random.key(0))
+    return {name: x.shape for name, x in _flatten(shapes).items()}
+
+
+def _wanted(family: Family, model: nn.Module) -> tuple[Wanted, list[str]]:
+    """Each parameter with its tensor and its own shape; and the adapters' names."""
     rows = {row.ours: row for row in family.tensors}
-    shapes = _flatten(jax.eval_shape(partial(init, model), jax.random.key(0)))
-    return {ours: (_tensor(ours, rows), x.shape) for ours, x in shapes.items()}
+    wanted, adapters = {}, []
+    for full, shape in _asked(model).items():
+        collection, ours = full.split("/", 1)
+        if collection == "lora" and ours.endswith(("/a", "/b")):
+            adapters.append(full)
+        else:
+            wanted[full] = (_tensor(ours, rows), shape)
+    return wanted, adapters
 
 
 def _tensor(ours: str, rows: Mapping[str, Tensor]) -> Tensor:
@@ -169,28 +239,99 @@ def _tensor(ours: str, rows: Mapping[str, Tensor]) -> Tensor:
     return row._replace(ours=ours, theirs=row.theirs.format(i=i))
 
 
+def _merged(flat: Mapping[str, Any], ours: str, config: Any) -> Any:
+    """A parameter; a map's kernel with the product of its adapters added."""
+    x, map_ = flat[ours], ours.removeprefix("params/").removesuffix("/kernel")
+    if (a := flat.get(f"lora/{map_}/a")) is None or not ours.endswith("/kernel"):
+        return x
+    return x + config.lora_alpha / config.lora_rank * (a @ flat[f"lora/{map_}/b"])
+
+
+def _shards(wanted: Wanted, most: int) -> Iterator[list[str]]:
+    """The parameters of each file."""
+    shard, size = [], 0
+    for ours, (_, shape) in wanted.items():
+        bytes_ = 4 * int(np.prod(shape))
+        if shard and size + bytes_ > most:
+            yield shard
+            shard, size = [], 0
+        shard.append(ours)
+        size += bytes_
+    yield shard
+
+
+def _placed(stored: Any, row: Tensor, shape: Shape, place: Place) -> Array:
+    """A stored tensor as our parameter, each device's part read for itself."""
+    parts: dict[tuple, np.ndarray] = {}
+    rows = stored.get_shape()[0]
+
+    def part(index: Any) -> np.ndarray:
+        bounds = tuple(i.indices(n)[:2] for i, n in zip(index, shape, strict=True))
+        if bounds not in parts:
+            where = [slice(*bound) for bound in bounds]
+            wide, last = 0, where[0].stop
+            if row.vocabulary and last > rows:  # rows that only round the number up
+                first = min(where[0].start, rows)
+                where[0], wide = slice(first, rows), last - max(where[0].start, rows)
+            x = stored[tuple(where[::-1] if row.transpose else where)]
+            x = x.astype(np.float32, copy=False)
+            x = np.ascontiguousarray(x.T) if row.transpose else x
+            parts[bounds] = np.pad(x, ((0, wide), (0, 0))) if wide else x
+        return parts[bounds]
+
+    sharding = place(jax.ShapeDtypeStruct(shape, jnp.float32))
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+def _fresh(
+    model: nn.Module, key: Key[Array, ""] | None, names: list[str], place: Place
+) -> dict[str, Array]:
+    """Some parameters of a fresh model, made in their places."""
+    if key is None or not names:
+        return {}
+
+    def draw(key):
+        flat = _flatten(init(model, key))
+        return {name: flat[name] for name in names}
+
+    placed = jax.tree.map(place, jax.eval_shape(draw, key))
+    return jax.jit(draw, out_shardings=placed)(key)
+
+
+def _same(one: Any, other: Any, rows: int = 4096) -> bool:
+    """Whether two stored tensors are equal, some rows at a time."""
+    if one.get_shape() != other.get_shape():
+        return False
+    length = one.get_shape()[0]
+    parts = (slice(i, min(i + rows, length)) for i in range(0, length, rows))
+    return all(np.array_equal(one[part], other[part]) for part in parts)
+
+
 def _mismatches(
     family: Family,
-    wanted: Mapping[str, tuple[Tensor, Shape]],
+    wanted: Wanted,
     shapes: Mapping[str, Shape],
     ties: Mapping[str, str],
+    vocab_size: int,
     *,
     fresh: bool,
 ) -> list[str]:
     """What is missing, of another shape, or not known, one phrase for each tensor."""
     problems = []
     for tensor, ours in wanted.values():
-        name, shape = tensor.theirs, tensor.shape(ours)
+        name, shape = tensor.theirs, tensor.stored(ours, vocab_size)
         optional = name.startswith(family.fresh)
         if name in shapes and shapes[name] != shape:
             problems.append(f"{name}: expected {shape}, found {shapes[name]}")
         elif name not in shapes and not (optional and fresh):
             remedy = " (pass `key=` to draw it at random)" if optional else ""
             problems.append(f"{name}: expected {shape}, found none{remedy}")
-    known = {tensor.theirs for tensor, _ in wanted.values()} | ties.keys()
-    known |= {row.theirs for row in family.tensors}  # a head that was not asked for
-    for name in sorted(shapes.keys() - known):
-        problems.append(f"{name}: expected none, found {shapes[name]}")
+    known = {tensor.theirs for tensor, _ in wanted.values()}
+    # Parts that were not asked for, such as a head.
+    idle = tuple(p for p in family.parts if not any(n.startswith(p) for n in known))
+    for name in sorted(shapes.keys() - known - ties.keys()):
+        if not name.startswith(idle):
+            problems.append(f"{name}: expected none, found {shapes[name]}")
     return problems
 
 

@@ -3,6 +3,7 @@
 A new family is its module, a table of tensors and a row of `FAMILIES`.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ import flax.linen as nn
 
 from jaxqr.models.bert import Bert, BertConfig
 from jaxqr.models.gpt2 import GPT2, GPT2Config
+from jaxqr.models.llama import Llama, LlamaConfig, RopeScaling
+from jaxqr.models.t5 import T5, T5Config
 
 Shape = tuple[int, ...]
 
@@ -21,10 +24,26 @@ class Tensor(NamedTuple):
     ours: str
     theirs: str
     transpose: bool = False
+    vocabulary: bool = False
+    """Whether its rows are tokens, of which ours may be rounded up."""
 
-    def shape(self, shape: Shape) -> Shape:
-        """Turn our shape into theirs, or theirs into ours."""
+    def stored(self, shape: Shape, vocab_size: int) -> Shape:
+        """Their shape, of ours."""
+        if self.vocabulary:
+            return (vocab_size, *shape[1:])
         return shape[::-1] if self.transpose else shape
+
+
+def _matrix(ours: str, theirs: str) -> Tensor:
+    return Tensor(f"{ours}/kernel", f"{theirs}.weight", transpose=True)
+
+
+def _tokens(ours: str, theirs: str) -> Tensor:
+    return Tensor(f"{ours}/embedding", f"{theirs}.weight", vocabulary=True)
+
+
+def _scale(ours: str, theirs: str) -> Tensor:
+    return Tensor(f"{ours}/scale", f"{theirs}.weight")
 
 
 def _linear(ours: str, theirs: str, *, transpose: bool = True) -> Iterator[Tensor]:
@@ -33,14 +52,14 @@ def _linear(ours: str, theirs: str, *, transpose: bool = True) -> Iterator[Tenso
 
 
 def _norm(ours: str, theirs: str) -> Iterator[Tensor]:
-    yield Tensor(f"{ours}/scale", f"{theirs}.weight")
+    yield _scale(ours, theirs)
     yield Tensor(f"{ours}/bias", f"{theirs}.bias")
 
 
 _conv1d = partial(_linear, transpose=False)  # GPT-2 stores its kernels as [in, out]
 
 GPT2_TENSORS = (
-    Tensor("wte/embedding", "wte.weight"),
+    _tokens("wte", "wte"),
     Tensor("wpe/embedding", "wpe.weight"),
     *_norm("h_{i}/ln_1", "h.{i}.ln_1"),
     *_conv1d("h_{i}/c_attn", "h.{i}.attn.c_attn"),
@@ -49,6 +68,50 @@ GPT2_TENSORS = (
     *_conv1d("h_{i}/c_fc", "h.{i}.mlp.c_fc"),
     *_conv1d("h_{i}/mlp_proj", "h.{i}.mlp.c_proj"),
     *_norm("ln_f", "ln_f"),
+    _matrix("score", "score"),
+)
+
+LLAMA_TENSORS = (
+    _tokens("embed", "embed_tokens"),
+    _scale("layer_{i}/attn_norm", "layers.{i}.input_layernorm"),
+    *(
+        _matrix(f"layer_{{i}}/{name}", f"layers.{{i}}.self_attn.{name}")
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+    ),
+    _scale("layer_{i}/mlp_norm", "layers.{i}.post_attention_layernorm"),
+    *(
+        _matrix(f"layer_{{i}}/{name}", f"layers.{{i}}.mlp.{name}")
+        for name in ("gate_proj", "up_proj", "down_proj")
+    ),
+    _scale("norm", "norm"),
+    _tokens("lm_head", "lm_head"),
+    _matrix("score", "score"),
+)
+
+
+def _t5_stack(name: str, *parts: tuple[str, str, tuple[str, ...]]) -> Iterator[Tensor]:
+    """One stack, of the parts of its layers: our name, theirs, and the linear maps."""
+    first = f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias"
+    yield Tensor(f"{name}_bias/embedding", f"{first}.weight")
+    for place, (ours, theirs, maps) in enumerate(parts):
+        layer = f"{name}.block.{{i}}.layer.{place}"
+        yield _scale(f"{name}_{{i}}/{ours}_norm", f"{layer}.layer_norm")
+        for map_ in maps:
+            yield _matrix(f"{name}_{{i}}/{ours}/{map_}", f"{layer}.{theirs}.{map_}")
+    yield _scale(f"{name}_norm", f"{name}.final_layer_norm")
+
+
+_QKVO = ("q", "k", "v", "o")
+_SELF = ("attn", "SelfAttention", _QKVO)
+_CROSS = ("cross", "EncDecAttention", _QKVO)
+_MLP = ("mlp", "DenseReluDense", ("wi", "wi_0", "wi_1", "wo"))
+
+T5_TENSORS = (
+    _tokens("shared", "shared"),
+    *_t5_stack("encoder", _SELF, _MLP),
+    *_t5_stack("decoder", _SELF, _CROSS, _MLP),
+    _tokens("lm_head", "lm_head"),
+    *_linear("classifier", "classifier"),
 )
 
 BERT_TENSORS = (
@@ -93,6 +156,9 @@ class Family(NamedTuple):
     fresh: tuple[str, ...]
     """Beginnings of tensor names that may be missing, and drawn from a key."""
 
+    parts: tuple[str, ...]
+    """Beginnings of tensor names that not every config calls for."""
+
     ties: Callable[[Any], Mapping[str, str]]
     """Of a config: tensors that may be stored as well, and must then equal another."""
 
@@ -102,16 +168,32 @@ class Family(NamedTuple):
     fixed: Mapping[str, tuple[Any, ...]]
     """Settings of config.json that the module has built in; the first is written."""
 
+    derived: tuple[str, ...]
+    """Config fields that config.json has under no name of their own, or in another
+    form."""
+
     read: Callable[[Mapping[str, Any], Mapping[str, Shape]], dict[str, Any]]
-    """Config fields that config.json has under no name of their own: they follow from
-    its settings and from the shapes of the stored tensors."""
+    """The derived fields, from the settings of config.json and the shapes of the stored
+    tensors."""
 
     written: Callable[[Any], dict[str, Any]]
     """Settings of config.json that are no field of the config."""
 
 
 def _gpt2_architecture(config: GPT2Config) -> tuple[str, str]:
-    return "GPT2LMHeadModel", "transformer."
+    head = "ForSequenceClassification" if config.num_labels else "LMHeadModel"
+    return f"GPT2{head}", "transformer."
+
+
+def _llama_architecture(config: LlamaConfig) -> tuple[str, str]:
+    head = "ForSequenceClassification" if config.num_labels else "ForCausalLM"
+    return f"Llama{head}", "model."
+
+
+def _t5_architecture(config: T5Config) -> tuple[str, str]:
+    if config.num_labels:
+        return "T5ForTokenClassification", "transformer."
+    return "T5ForConditionalGeneration", ""
 
 
 def _bert_architecture(config: BertConfig) -> tuple[str, str]:
@@ -120,17 +202,11 @@ def _bert_architecture(config: BertConfig) -> tuple[str, str]:
     return "BertModel", ""
 
 
-def _bert_read(
-    settings: Mapping[str, Any], shapes: Mapping[str, Shape]
-) -> dict[str, Any]:
-    del settings
-    return {
-        "add_pooler": "pooler.dense.weight" in shapes,
-        "num_labels": shapes.get("classifier.weight", (0,))[0],
-    }
+def _labels(head: str, shapes: Mapping[str, Shape]) -> dict[str, int]:
+    return {"num_labels": shapes.get(head, (0,))[0]}
 
 
-def _bert_written(config: BertConfig) -> dict[str, Any]:
+def _label_names(config: Any) -> dict[str, Any]:
     """The entries from which transformers counts its classes."""
     if not config.num_labels:
         return {}
@@ -141,6 +217,60 @@ def _bert_written(config: BertConfig) -> dict[str, Any]:
     }
 
 
+def _llama_read(
+    settings: Mapping[str, Any], shapes: Mapping[str, Shape]
+) -> dict[str, Any]:
+    """The rotary settings are `rope_parameters` since transformers 5.
+
+    Raises:
+        ValueError: a kind of scaling that Llama 3 does not have.
+    """
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ValueError(f"rope_type {kind!r}; supported is 'default' or 'llama3'")
+    theta = settings.get("rope_theta", rope.get("rope_theta", LlamaConfig.rope_theta))
+    names = [field.name for field in dataclasses.fields(RopeScaling)]
+    scaling = RopeScaling(**{name: rope[name] for name in names if name in rope})
+    return {
+        "rope_theta": float(theta),
+        "rope_scaling": scaling if kind == "llama3" else None,
+    } | _labels("score.weight", shapes)
+
+
+def _llama_written(config: LlamaConfig) -> dict[str, Any]:
+    """Both spellings of the rotary settings."""
+    scaling = config.rope_scaling
+    rope = {"rope_type": "default"}
+    if scaling is not None:
+        rope = {"rope_type": "llama3"} | dataclasses.asdict(scaling)
+    return {
+        "rope_theta": config.rope_theta,
+        "rope_scaling": rope if scaling else None,
+        "rope_parameters": rope | {"rope_theta": config.rope_theta},
+    } | _label_names(config)
+
+
+def _t5_read(
+    settings: Mapping[str, Any], shapes: Mapping[str, Shape]
+) -> dict[str, Any]:
+    """Version 1.0 ties and scales; `scale_decoder_outputs` is new in transformers 5."""
+    tie = settings.get("tie_word_embeddings", True)
+    scale = settings.get("scale_decoder_outputs", tie)
+    return {
+        "scale_decoder_outputs": scale,
+        "tied": scale or (tie and "lm_head.weight" not in shapes),
+    } | _labels("classifier.weight", shapes)
+
+
+def _t5_written(config: T5Config) -> dict[str, Any]:
+    return {
+        "is_encoder_decoder": True,
+        "tie_word_embeddings": config.tied,
+        "scale_decoder_outputs": config.scale_decoder_outputs,
+    } | _label_names(config)
+
+
 FAMILIES = {
     "gpt2": Family(
         config=GPT2Config,
@@ -148,8 +278,9 @@ FAMILIES = {
         tensors=GPT2_TENSORS,
         architecture=_gpt2_architecture,
         prefix="transformer.",
-        heads=(),
-        fresh=(),
+        heads=("score.",),
+        fresh=("score.",),
+        parts=("score.",),
         ties=lambda config: {"lm_head.weight": "wte.weight"},
         ignored=r"h\.\d+\.attn\.(masked_)?bias",
         fixed={
@@ -159,8 +290,56 @@ FAMILIES = {
             "add_cross_attention": (False,),
             "tie_word_embeddings": (True,),
         },
-        read=lambda settings, shapes: {},
-        written=lambda config: {},
+        derived=("num_labels",),
+        read=lambda settings, shapes: _labels("score.weight", shapes),
+        written=_label_names,
+    ),
+    "llama": Family(
+        config=LlamaConfig,
+        module=Llama,
+        tensors=LLAMA_TENSORS,
+        architecture=_llama_architecture,
+        prefix="model.",
+        heads=("lm_head.", "score."),
+        fresh=("score.",),
+        parts=("lm_head.", "score."),
+        ties=lambda config: (
+            {"lm_head.weight": "embed_tokens.weight"}
+            if config.tie_word_embeddings
+            else {}
+        ),
+        ignored=r".*rotary_emb\.inv_freq",
+        fixed={
+            "hidden_act": ("silu",),
+            "attention_bias": (False,),
+            "mlp_bias": (False,),
+        },
+        derived=("num_labels", "rope_theta", "rope_scaling"),
+        read=_llama_read,
+        written=_llama_written,
+    ),
+    "t5": Family(
+        config=T5Config,
+        module=T5,
+        tensors=T5_TENSORS,
+        architecture=_t5_architecture,
+        prefix="transformer.",
+        heads=("classifier.",),
+        fresh=("classifier.",),
+        parts=("decoder.", "lm_head.", "classifier."),
+        ties=lambda config: (
+            {
+                "encoder.embed_tokens.weight": "shared.weight",
+                "decoder.embed_tokens.weight": "shared.weight",
+            }
+            | ({"lm_head.weight": "shared.weight"} if config.tied else {})
+        ),
+        # Of T5 1.0; it was never used.
+        ignored=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative.*",
+        fixed={},
+        derived=("num_labels", "tied", "scale_decoder_outputs"),
+        read=_t5_read,
+        written=_t5_written,
     ),
     "bert": Family(
         config=BertConfig,
@@ -170,6 +349,7 @@ FAMILIES = {
         prefix="bert.",
         heads=("classifier.",),
         fresh=("pooler.", "classifier."),
+        parts=("pooler.", "classifier."),
         ties=lambda config: {},
         ignored=r"embeddings\.position_ids|cls\..*",  # cls: the heads of pretraining
         fixed={
@@ -177,8 +357,12 @@ FAMILIES = {
             "position_embedding_type": ("absolute",),
             "is_decoder": (False,),
         },
-        read=_bert_read,
-        written=_bert_written,
+        derived=("num_labels", "add_pooler"),
+        read=lambda settings, shapes: (
+            {"add_pooler": "pooler.dense.weight" in shapes}
+            | _labels("classifier.weight", shapes)
+        ),
+        written=_label_names,
     ),
 }
 

@@ -11,20 +11,24 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxqr.models.causal import Cache, CausalLM
+from jaxqr.models.config import LanguageModelConfig
 from jaxqr.models.layers import (
-    Dtype,
     Embedding,
+    Head,
     KeyValues,
-    Linear,
     attend_and_remember,
     check_heads,
     layer_norm,
+    projection,
+    rematerialised,
+    rows_of,
+    tokens_of,
 )
 from jaxqr.types import Features
 
 
 @dataclass(frozen=True)
-class GPT2Config:
+class GPT2Config(LanguageModelConfig):
     """Sizes of a GPT-2, under the names of Hugging Face's `config.json`."""
 
     vocab_size: int = 50257
@@ -38,11 +42,8 @@ class GPT2Config:
     initializer_range: float = 0.02
     """Standard deviation of fresh weights; about n_embd ** -0.5 learns fastest."""
     bos_token_id: int | None = 50256
-    eos_token_id: int | None = 50256
-    dtype: Dtype = "float32"
-    """Dtype of the computation; parameters are float32."""
-    remat: bool = False
-    """Recompute each block in the backward pass instead of storing it."""
+    eos_token_id: int | tuple[int, ...] | None = 50256
+    """What ends a text; the first of several is what a finished row is filled with."""
 
     def __post_init__(self) -> None:
         check_heads(self.n_embd, self.n_head)
@@ -70,22 +71,22 @@ class Block(nn.Module):
         """Return the output from `start` on, and all keys and values with `past`."""
         config, (rows, length, width) = self.config, x.shape
         heads = (rows, length, config.n_head, width // config.n_head)
-        std = config.initializer_range
+        std, linear = config.initializer_range, projection(config)
         # Each block adds twice to the residual stream: keep its variance level.
         residual_std = std / (2 * config.n_layer) ** 0.5
 
         h = layer_norm(config.layer_norm_epsilon, config.dtype, name="ln_1")(x)
-        h = Linear(3 * width, config.dtype, std, name="c_attn")(h)
+        h = linear(3 * width, std=std, name="c_attn")(h)
         q, k, v = (part.reshape(heads) for part in jax.numpy.split(h, 3, axis=-1))
         q, x, attend = q[:, start:], x[:, start:], attend[:, start:]
         h, past = attend_and_remember(q, k, v, attend, past, slot)
         h = h.reshape(x.shape)
-        x = x + Linear(width, config.dtype, residual_std, name="attn_proj")(h)
+        x = x + linear(width, std=residual_std, name="attn_proj")(h)
 
         h = layer_norm(config.layer_norm_epsilon, config.dtype, name="ln_2")(x)
-        h = Linear(config.n_inner or 4 * width, config.dtype, std, name="c_fc")(h)
+        h = linear(config.n_inner or 4 * width, std=std, name="c_fc")(h)
         h = nn.gelu(h, approximate=True)
-        x = x + Linear(width, config.dtype, residual_std, name="mlp_proj")(h)
+        x = x + linear(width, std=residual_std, name="mlp_proj")(h)
         return x, past
 
 
@@ -98,17 +99,19 @@ class GPT2(CausalLM):
         """Create the embeddings, the blocks and the last normalisation."""
         config = self.config
         # Argument 5, counted from self, is `start`.
-        block = nn.remat(Block, static_argnums=(5,)) if config.remat else Block
+        block = rematerialised(Block, config, static_argnums=(5,))
         embedding = partial(
             Embedding,
             features=config.n_embd,
             dtype=config.dtype,
             std=config.initializer_range,
         )
-        self.wte = embedding(config.vocab_size)
+        self.wte = embedding(rows_of(config))
         self.wpe = embedding(config.n_positions)
         self.h = [block(config) for _ in range(config.n_layer)]
         self.ln_f = layer_norm(config.layer_norm_epsilon, config.dtype)
+        if config.num_labels:
+            self.score = Head(config, config.initializer_range, use_bias=False)
 
     def forward(
         self,
@@ -127,4 +130,5 @@ class GPT2(CausalLM):
             last = i == config.n_layer - 1
             x, past = block(x, attend, past, slot, start if last else 0)
             layers.append(past)
-        return Features(self.ln_f(x), self.wte.table(), None), tuple(layers)
+        unembed = self.wte.table(tokens_of(config))
+        return Features(self.ln_f(x), unembed, None), tuple(layers)

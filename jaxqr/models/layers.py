@@ -1,20 +1,20 @@
-"""Parts that the families share: linear maps, embeddings, attention.
+"""Parts that the families share: linear maps, embeddings, normalisation, attention.
 
-Parameters are float32. `dtype` is the dtype of the computation; softmax and layer
+Parameters are float32. `dtype` is the dtype of the computation; softmax and
 normalisation are float32 in any case.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxqr.types import Params
-
-Dtype = Literal["float32", "bfloat16"]
+from jaxqr.models.config import Dtype, ModelConfig
+from jaxqr.types import Pairs, Params
 
 
 class KeyValues(NamedTuple):
@@ -25,15 +25,19 @@ class KeyValues(NamedTuple):
 
 
 class Linear(nn.Module):
-    """`x W + b` over the last axis.
+    """`x W + b` over the last axis; with adapters `x W + b + (alpha / rank) x A B`.
 
     Leading axes are flattened: on a CPU the weight gradient of one [B*T, D] product
-    is 1.8 times faster than that of a [B, T, D] one.
+    is 1.8 times faster than that of a [B, T, D] one. The adapters are a collection of
+    their own, `lora`; B begins at 0, so that a fresh adapter changes nothing.
     """
 
     features: int
     dtype: Dtype
     std: float
+    use_bias: bool = True
+    rank: int = 0
+    alpha: float = 0.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows _"]) -> Float[Array, "*rows _"]:
@@ -41,10 +45,60 @@ class Linear(nn.Module):
         width = x.shape[-1]
         init = nn.initializers.normal(self.std)
         kernel = self.param("kernel", init, (width, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         rows = x.reshape(-1, width).astype(self.dtype)
-        out = rows @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None]
+        out = rows @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            out += bias.astype(self.dtype)[None]
+        if self.rank:
+            init = nn.initializers.normal(width**-0.5)
+            a = adapter(self, "a", init, (width, self.rank))
+            b = adapter(self, "b", nn.initializers.zeros, (self.rank, self.features))
+            scale = self.alpha / self.rank
+            out += (rows @ a.astype(self.dtype)) @ (scale * b).astype(self.dtype)
         return out.reshape(*x.shape[:-1], self.features)
+
+
+def adapter(
+    module: nn.Module, name: str, init: Callable[..., Array], shape: tuple[int, ...]
+) -> Array:
+    """A parameter of the collection `lora`."""
+    made = module.variable("lora", name, lambda: init(module.make_rng("params"), shape))
+    return made.value
+
+
+def projection(config: ModelConfig, **fields: Any) -> Callable[..., Linear]:
+    """A `Linear` for the blocks of a model, with the adapters that its config asks for.
+
+    Call it with `features` and `std`.
+    """
+    return partial(
+        Linear,
+        dtype=config.dtype,
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        **fields,
+    )
+
+
+class Head(nn.Module):
+    """A linear map to classes, in float32. It is trained whole, beside adapters too."""
+
+    config: ModelConfig
+    std: float
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B num_labels"]:
+        """Logits of the classes."""
+        make = partial(adapter, self) if self.config.lora_rank else self.param
+        shape = (x.shape[-1], self.config.num_labels)
+        kernel = make("kernel", nn.initializers.normal(self.std), shape)
+        logits = x.astype(jnp.float32) @ kernel
+        if self.use_bias:
+            bias = make("bias", nn.initializers.zeros, shape[1:])
+            logits += bias[None]
+        return logits
 
 
 class Embedding(nn.Module):
@@ -61,13 +115,33 @@ class Embedding(nn.Module):
         shape = (self.num_embeddings, self.features)
         self.embedding = self.param("embedding", init, shape)
 
-    def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    def __call__(self, ids: Int[Array, "*rows"]) -> Float[Array, "*rows D"]:
         """Look up `ids`. Gradients are summed in float32."""
         return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
 
-    def table(self) -> Float[Array, "V D"]:
-        """Return the whole table in the dtype of the computation."""
-        return self.embedding.astype(self.dtype)
+    def table(self, rows: int | None = None) -> Float[Array, "V D"]:
+        """The table, or its first rows, in the dtype of the computation."""
+        return self.embedding[:rows].astype(self.dtype)
+
+
+def rows_of(config: Any) -> int:
+    """Rows of a vocabulary's embedding: `vocab_size`, rounded up."""
+    return -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
+
+
+def tokens_of(config: Any) -> int:
+    """Ids that a model predicts.
+
+    Raises:
+        ValueError: more than it has.
+    """
+    count = config.num_tokens or config.vocab_size
+    if count > config.vocab_size:
+        raise ValueError(
+            f"num_tokens={count} is more than vocab_size={config.vocab_size}: the "
+            "tokenizer has ids that the model has no embedding of"
+        )
+    return count
 
 
 def layer_norm(epsilon: float, dtype: Dtype, name: str | None = None) -> nn.LayerNorm:
@@ -77,25 +151,50 @@ def layer_norm(epsilon: float, dtype: Dtype, name: str | None = None) -> nn.Laye
     )
 
 
+def rms_norm(epsilon: float, dtype: Dtype, name: str | None = None) -> nn.RMSNorm:
+    """`x / sqrt(mean(x^2) + epsilon)` times a scale, in float32."""
+    return nn.RMSNorm(epsilon, dtype=jnp.dtype(dtype), name=name)
+
+
+def rematerialised(
+    block: type[nn.Module], config: ModelConfig, static_argnums: tuple[int, ...] = ()
+) -> Any:
+    """The block as `config.remat` says; `static_argnums` count from self."""
+    if config.remat == "none":
+        return block
+    policies = jax.checkpoint_policies
+    kept = {"full": None, "dots": policies.dots_with_no_batch_dims_saveable}
+    return nn.remat(block, static_argnums=static_argnums, policy=kept[config.remat])
+
+
 def attention(
     queries: Float[Array, "B T H C"],
     keys: Float[Array, "B S K C"],
     values: Float[Array, "B S K C"],
-    attend: Bool[Array, "B #T S"],
+    attend: Bool[Array, "#B #T S"],
+    *,
+    bias: Float[Array, "1 H T S"] | None = None,
+    scale: float | None = None,
 ) -> Float[Array, "B T H C"]:
-    """Scaled dot-product attention; `attend[b, t, s]` lets query t see key s.
+    """Dot-product attention; `attend[b, t, s]` lets query t see key s.
 
+    Softmax over s of `scale q.k + bias`, the scale being 1 / sqrt(C) by default.
     With fewer key/value heads than query heads, K dividing H, each serves H / K
     neighbouring query heads. A query that sees no key gets the mean of all values:
     finite, and of no meaning.
     """
-    return jax.nn.dot_product_attention(queries, keys, values, mask=attend[:, None])
+    return jax.nn.dot_product_attention(
+        queries, keys, values, bias, attend[:, None], scale=scale
+    )
 
 
 def cached_attention(
     queries: Float[Array, "B T H C"],
     past: KeyValues,
-    attend: Bool[Array, "B #T S"],
+    attend: Bool[Array, "#B #T S"],
+    *,
+    bias: Float[Array, "1 H T S"] | None = None,
+    scale: float | None = None,
 ) -> Float[Array, "B T H C"]:
     """The same over a cache.
 
@@ -111,7 +210,9 @@ def cached_attention(
     scores = jnp.einsum(
         "BKMC,BKSC->BKMS", grouped, past.keys, preferred_element_type=jnp.float32
     )
-    scores = scores * channels**-0.5
+    scores = scores * (channels**-0.5 if scale is None else scale)
+    if bias is not None:
+        scores += bias.reshape(1, -1, groups * length, bias.shape[-1])
     seen = jnp.broadcast_to(attend, (rows, length, attend.shape[-1]))
     seen = jnp.tile(seen, (1, groups, 1))[:, None]
     weights = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(jnp.float32).min))
@@ -120,13 +221,23 @@ def cached_attention(
     return out.reshape(queries.shape)
 
 
+def head_major(
+    keys: Float[Array, "B S K C"], values: Float[Array, "B S K C"]
+) -> KeyValues:
+    """The layout of a cache."""
+    return KeyValues(keys.swapaxes(1, 2), values.swapaxes(1, 2))
+
+
 def attend_and_remember(
     queries: Float[Array, "B _ H C"],
     keys: Float[Array, "B T K C"],
     values: Float[Array, "B T K C"],
-    attend: Bool[Array, "B _ S"],
+    attend: Bool[Array, "#B _ S"],
     past: KeyValues | None,
     slot: Int[Array, ""] | None,
+    *,
+    bias: Float[Array, "1 H _ S"] | None = None,
+    scale: float | None = None,
 ) -> tuple[Float[Array, "B _ H C"], KeyValues]:
     """Self-attention of tokens that were just read, and all that is now remembered.
 
@@ -134,12 +245,12 @@ def attend_and_remember(
     past the tokens see each other. With one, their keys and values are
     written into it from `slot` on, and they see all of it that `attend` allows.
     """
-    new = KeyValues(keys.swapaxes(1, 2), values.swapaxes(1, 2))
+    new = head_major(keys, values)
     if past is None or slot is None:
-        return attention(queries, keys, values, attend), new
+        return attention(queries, keys, values, attend, bias=bias, scale=scale), new
     write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=2)
     past = KeyValues(write(past.keys, new.keys), write(past.values, new.values))
-    return cached_attention(queries, past, attend), past
+    return cached_attention(queries, past, attend, bias=bias, scale=scale), past
 
 
 def positions_of(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
@@ -149,6 +260,29 @@ def positions_of(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
     [[0, 0, 1], [0, 1, 1]]
     """
     return jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+
+
+def targets_per_source(batch: Pairs) -> int:
+    """The number N of targets of each source.
+
+    Raises:
+        ValueError: there are not as many rows of targets for each source.
+    """
+    count, rest = divmod(len(batch.target), len(batch.source))
+    if rest or not count:
+        raise ValueError(
+            f"{len(batch.target)} targets for {len(batch.source)} sources: expected N "
+            "rows of targets for each source, one source's after another's"
+        )
+    return count
+
+
+def last_of(
+    hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]
+) -> Float[Array, "B D"]:
+    """The state of each row's last real token."""
+    last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
 def check_heads(width: int, heads: int) -> None:
@@ -167,6 +301,15 @@ def check_length(length: int, limit: int) -> None:
             f"a sequence of {length} tokens does not fit the model's {limit} "
             "positions: shorten the texts or the generation, or build a model "
             "with more positions"
+        )
+
+
+def check_labels(config: ModelConfig) -> None:
+    """Raise ValueError where a model without a classification head shall classify."""
+    if not config.num_labels:
+        raise ValueError(
+            f"this {type(config).__name__.removesuffix('Config')} has no "
+            "classification head (num_labels=0): build or load it with num_labels set"
         )
 
 

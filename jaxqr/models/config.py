@@ -1,0 +1,40 @@
+"""What the configs of all families have in common; Hugging Face has no names for it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Dtype = Literal["float32", "bfloat16"]
+Remat = Literal["none", "full", "dots"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """How a model computes, and what is trained of it."""
+
+    num_labels: int = 0
+    """Classes of a classification head; 0: no such head."""
+    dtype: Dtype = "float32"
+    """Dtype of the computation; parameters and softmax are float32."""
+    remat: Remat = "none"
+    """What the backward pass computes again instead of storing it: nothing, each block
+    as a whole, or all of a block but its matrix products (`dots`)."""
+    lora_rank: int = 0
+    """Rank of the adapters beside every linear map of the blocks (Hu et al. 2021).
+    With adapters, they and a classification head are all that is trained."""
+    lora_alpha: float = 16.0
+    """The product of a map's two adapters is scaled by `lora_alpha / lora_rank`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig(ModelConfig):
+    """How many of the vocabulary's rows there are, and how many count.
+
+    Some folders round the vocabulary up beyond the tokenizer's, each to another
+    number. Over the ids that exist, models with one tokenizer can be compared.
+    """
+
+    num_tokens: int | None = None
+    """Ids that exist; the others are never predicted. None: all of `vocab_size`."""
+    vocab_multiple: int = 1
+    """Embeddings have a multiple of this many rows, so that they split evenly over a
+    mesh. The rows beyond `vocab_size` are zero, never predicted and never exported."""
