@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxqr import decode, models, vocab
+from jaxqr.decode import generation, sampling
 from jaxqr.types import Pairs, Prompts
 
 V, EOS, NEW = 13, 0, 6
@@ -115,14 +116,14 @@ def test_keys_decide(tiny, prompts):
 
 
 def test_compiles_once_whatever_the_sampling(tiny, prompts):
-    before = decode._generate._cache_size()
+    before = generation._generate._cache_size()
     for i, arguments in enumerate(
         [{}, {"temperature": 0}, {"temperature": 0.5, "top_p": 0.9}, {"top_k": 2}]
     ):
         decode.generate(
             *tiny, prompts, jax.random.key(i), max_new_tokens=NEW + 1, **arguments
         )
-    assert decode._generate._cache_size() == before + 1
+    assert generation._generate._cache_size() == before + 1
 
 
 def test_rows_do_not_depend_on_their_padding(tiny, prompts):
@@ -188,7 +189,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("size", [40, 1000])  # below and above decode.HEAD
+@pytest.mark.parametrize("size", [40, 1000])  # below and above sampling.HEAD
 def test_kept_tokens_are_those_of_the_definition(settings, size):
     temperature, top_k, top_p = settings
     flat = np.random.default_rng(2).normal(size=(4, size)).astype(np.float32)
@@ -202,7 +203,7 @@ def test_kept_tokens_are_those_of_the_definition(settings, size):
 def survivors(logits, top_k, top_p):
     """Which tokens are kept; what the head makes of it must agree."""
     logits = jnp.asarray(logits - logits.max(axis=1, keepdims=True))
-    head, tokens, lowest, inside = decode._truncation(logits, jnp.int32(top_k), top_p)
+    head, tokens, lowest, inside = sampling._truncation(logits, jnp.int32(top_k), top_p)
     kept = np.asarray(logits >= lowest)
     np.testing.assert_array_equal(
         head, -np.sort(-np.asarray(logits), axis=1)[:, : head.shape[1]]

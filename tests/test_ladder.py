@@ -51,7 +51,8 @@ HOMES = {
 LAZY = {"transformers", "tokenizers", "matplotlib"}
 # Where jit is entered: steps, generation, M1, and fresh parameters and states.
 JIT = {
-    "jaxqr.decode",
+    "jaxqr.decode.beams",
+    "jaxqr.decode.generation",
     "jaxqr.models.layers",
     "jaxqr.rewards.relevance",
     "jaxqr.train.state",
