@@ -113,7 +113,9 @@ def main(config: Config) -> None:
         scorers = scoring.build(
             config.run, data, k=config.k, weights=asdict(config.weights)
         )
-        model, params, tokenizer = training.load_model(start, config.optimisation.fsdp)
+        model, params, tokenizer = training.load_model(
+            start, config.optimisation, seed=config.seed
+        )
         sampling = Sampling(
             config.max_source,
             config.max_new_tokens,

@@ -1,6 +1,7 @@
 """The whole job: data, M1, warm-up, SFT, distillation, online DPO, tables, report.
 
     python -m experiments.pipeline quickstart
+    python -m experiments.pipeline quickstart --model t5-tiny
     python -m experiments.pipeline esci-small --prepare.folder PATH/TO/ESCI
     python -m experiments.pipeline paper-gpt2 --prepare.folder PATH/TO/ESCI \
         --sft-teacher.init PATH/TO/gpt2-large --sft-student.init PATH/TO/gpt2
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import jax
 
@@ -32,12 +34,22 @@ from experiments import (
 )
 from experiments.layout import launch, set_up
 
+Model = Literal["gpt2-tiny", "llama-tiny", "t5-tiny"]
+
+TEACHERS: dict[Model, str] = {
+    "gpt2-tiny": "gpt2-3x192",
+    "llama-tiny": "llama-3x192",
+    "t5-tiny": "t5-3x192",
+}
+"""The larger sibling of each student."""
+
 
 @dataclass(frozen=True)
 class Config:
     """All stages of a run."""
 
-    run: Path
+    run: Path | None
+    """None: `runs/` and the preset's name, and that of `model`."""
     prepare: prepare.Config
     relevance: relevance.Config
     warmup_teacher: warmup.Config | None
@@ -47,11 +59,13 @@ class Config:
     distill: distill.Config
     online: online_dpo.Config
     evaluate: evaluate.Config
+    model: Model | None = None
+    """Another student than the preset's, with its larger sibling as the teacher."""
 
 
 PRESETS = {
     name: Config(
-        Path("runs") / name,
+        None,
         prepare.PRESETS[name],
         relevance.PRESETS[name],
         warmup.PRESETS.get(f"{name}-teacher"),
@@ -68,20 +82,32 @@ PRESETS = {
 
 def main(config: Config) -> None:
     """Runs every stage in turn."""
-    prepare.main(replace(config.prepare, run=config.run))
-    with _beside(replace(config.relevance, run=config.run)):
+    run, teacher, student = config.run, config.warmup_teacher, config.warmup_student
+    if run is None:
+        name = [config.prepare.run.name, *([config.model] if config.model else [])]
+        run = config.prepare.run.with_name("-".join(name))
+    if config.model:
+        if not (teacher and student):
+            raise ValueError(
+                f"--model {config.model} is trained from scratch, which this preset "
+                "has no stage for: give --sft-teacher.init and --sft-student.init"
+            )
+        teacher = replace(teacher, model=TEACHERS[config.model])
+        student = replace(student, model=config.model)
+    prepare.main(replace(config.prepare, run=run))
+    with _beside(replace(config.relevance, run=run)):
         for module, stage in (
-            (warmup, config.warmup_teacher),
+            (warmup, teacher),
             (sft, config.sft_teacher),
-            (warmup, config.warmup_student),
+            (warmup, student),
             (sft, config.sft_student),
             (distill, config.distill),
         ):
             if stage is not None:
-                module.main(replace(stage, run=config.run))
-    online_dpo.main(replace(config.online, run=config.run))
-    evaluate.main(replace(config.evaluate, run=config.run))
-    report.main(report.Config(config.run))
+                module.main(replace(stage, run=run))
+    online_dpo.main(replace(config.online, run=run))
+    evaluate.main(replace(config.evaluate, run=run))
+    report.main(report.Config(run))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""M1: a BERT cross-encoder fine-tuned on relevance judgements.
+"""M1: a cross-encoder, a BERT by default, fine-tuned on relevance judgements.
 
     python -m experiments.relevance quickstart
     python -m experiments.relevance esci-small --init PATH/TO/MiniLM
@@ -42,8 +42,10 @@ class Config:
     optimisation: Optimisation
     run: Path = Path("runs/quickstart")
     init: Path | None = None
-    """A Hugging Face folder of a BERT encoder, instead of `model` from scratch."""
+    """A Hugging Face folder, of an encoder or any language model, instead of `model`
+    from scratch."""
     model: str = "bert-tiny"
+    """A preset of `jaxqr.models`, of any family."""
     negatives: float = 0.5
     """Random products per judged row, labelled irrelevant."""
     max_tokens: int = 48
@@ -142,17 +144,14 @@ def main(config: Config) -> None:
 
 
 def _start(config: Config, tokenizer: Tokenizer) -> tuple[Any, Any, Tokenizer]:
-    key = jax.random.key(config.seed)
+    key, labels = jax.random.key(config.seed), len(LABELS)
+    how = config.optimisation.computation()
     if config.init:
         model, params = models.load_pretrained(
-            config.init, num_labels=len(LABELS), key=key
+            config.init, num_labels=labels, key=key, **how
         )
         return model, params, Tokenizer.load(config.init)
-    model = models.build(
-        models.preset(
-            config.model, vocab_size=tokenizer.vocab_size, num_labels=len(LABELS)
-        )
-    )
+    model = training.fresh_model(config.model, tokenizer, num_labels=labels, **how)
     return model, models.init(model, key), tokenizer
 
 

@@ -10,13 +10,13 @@ Seen on 2 CPU cores, quickstart: teacher 152 s, ROUGE-L 30.7 on held-out pairs; 
 35 s, 28.5.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from experiments import prepare, training
 from experiments.layout import launch, require, stage
-from experiments.training import Optimisation
+from experiments.training import Optimisation, Prompting
 from jaxqr.data.pipeline import pair_batches
 from jaxqr.train import steps
 from jaxqr.train.rollout import Sampling
@@ -31,6 +31,7 @@ class Config:
     run: Path = Path("runs/quickstart")
     init: Path | None = None
     """A Hugging Face folder to start from instead of the run's warm-up."""
+    prompt: Prompting = field(default_factory=Prompting)
     max_source: int = 32
     max_target: int = 24
     validation_pairs: int = 256
@@ -90,7 +91,9 @@ def main(config: Config) -> None:
     with stage(folder, config) as work:
         if not work:
             return
-        model, params, tokenizer = training.load_model(start, config.optimisation.fsdp)
+        model, params, tokenizer = training.load_model(
+            start, config.optimisation, prompting=config.prompt, seed=config.seed
+        )
         rows = tokenizer.pairs(
             data.pairs["train"],
             max_source=config.max_source,

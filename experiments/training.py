@@ -1,10 +1,12 @@
 """What the training stages share: models in and out, validation, the loop's set-up."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -33,32 +35,117 @@ class Optimisation:
     checkpoint_every: int = 0
     fsdp: int = 1
     """Devices that share one copy of the parameters; the rest split the batch."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the computation; parameters and softmax are float32."""
+    remat: Literal["none", "full", "dots"] = "none"
+    """What the backward pass computes again to save memory: nothing, each block, or
+    all of it but its matrix products."""
+    lora_rank: int = 0
+    """Above 0, adapters of this rank are trained instead of the model (LoRA), and
+    merged into it when the stage ends."""
+    lora_alpha: float = 16.0
+    """Adapters are scaled by `lora_alpha / lora_rank`."""
+
+    def computation(self) -> dict[str, Any]:
+        """The fields of a model's config that say how it computes and what trains."""
+        names = ("dtype", "remat", "lora_rank", "lora_alpha")
+        return {name: getattr(self, name) for name in names}
 
 
-def load_model(folder: Path, fsdp: int = 1) -> tuple[Any, Params, Tokenizer]:
+@dataclass(frozen=True)
+class Prompting:
+    """How a query is put to a model that another project trained."""
+
+    kind: Literal["completion", "chat", "prefix"] | None = None
+    """None: what the folder's `prompt.json` says; without one `prefix` for an
+    encoder-decoder, `chat` for a tokenizer with a chat template, else `completion`."""
+    instruction: str | None = None
+    """The chat's text above the query, or the prefix; None: a default of the kind."""
+
+
+def load_model(
+    folder: Path,
+    optimisation: Optimisation | None = None,
+    *,
+    frozen: bool = False,
+    prompting: Prompting | None = None,
+    seed: int = 0,
+) -> tuple[Any, Params, Tokenizer]:
     """A language model, its parameters and its tokenizer from one folder.
 
-    The parameters are placed on all devices, of which `fsdp` share one copy.
+    The parameters are read straight onto all devices, of which `optimisation.fsdp`
+    share one copy. Ids that the tokenizer does not have are never predicted.
+
+    Args:
+        folder: a Hugging Face folder.
+        optimisation: how it will compute, and whether with adapters.
+        frozen: without adapters; nothing of it will be trained.
+        prompting: what its prompts look like.
+        seed: decides fresh adapters.
 
     Raises:
-        ValueError: model and tokenizer end a text differently.
+        ValueError: model and tokenizer end a text differently, or the tokenizer has
+            ids that the model has not.
     """
-    model, params = models.load_pretrained(folder)
     tokenizer = Tokenizer.load(folder)
-    if model.config.eos_token_id != tokenizer.eos:
+    options: dict[str, Any] = {"num_tokens": tokenizer.vocab_size}
+    fsdp = 1
+    if optimisation is not None:
+        fsdp = optimisation.fsdp
+        options |= optimisation.computation()
+    if frozen:
+        options |= {"remat": "none", "lora_rank": 0}
+    if fsdp > 1:
+        options["vocab_multiple"] = math.lcm(128, fsdp)
+    model, params = models.load_pretrained(
+        folder,
+        key=jax.random.key(seed),
+        place=partial(sharding.placed, mesh=sharding.make_mesh(fsdp)),
+        **options,
+    )
+    ends = model.config.eos_token_id
+    if tokenizer.eos not in (ends if isinstance(ends, tuple) else (ends,)):
         raise ValueError(
-            f"{folder}: config.json ends texts with token "
-            f"{model.config.eos_token_id}, the tokenizer with {tokenizer.eos}; "
-            "generation would never stop. Set both to the same eos_token_id"
+            f"{folder}: config.json ends texts with token {ends}, the tokenizer with "
+            f"{tokenizer.eos}; generation would never stop. Set both to the same "
+            "eos_token_id"
         )
-    mesh = sharding.make_mesh(fsdp)
-    return model, sharding.shard_params(params, mesh), tokenizer
+    prompting = prompting or Prompting()
+    kind = prompting.kind
+    if kind is None and (
+        prompting.instruction is not None or not (folder / "prompt.json").exists()
+    ):
+        chat = "chat" if tokenizer.has_chat_template else "completion"
+        kind = "prefix" if model.encoder_decoder else chat
+    if kind is not None:
+        tokenizer = tokenizer.with_prompt(kind, prompting.instruction)
+    return model, params, tokenizer
+
+
+def fresh_model(name: str, tokenizer: Tokenizer, **fields: Any) -> Any:
+    """A module of a preset's size for a tokenizer's ids.
+
+    Raises:
+        ValueError: no such preset.
+    """
+    known = {field.name for field in dataclasses.fields(models.preset(name))}
+    fields |= {
+        "vocab_size": tokenizer.vocab_size,
+        "bos_token_id": tokenizer.bos,
+        "eos_token_id": tokenizer.eos,
+        "pad_token_id": tokenizer.eos,
+        "decoder_start_token_id": tokenizer.bos,
+        "n_positions": 256,
+    }
+    return models.build(
+        models.preset(name, **{k: v for k, v in fields.items() if k in known})
+    )
 
 
 def export(folder: Path, model: Any, params: Params, tokenizer: Tokenizer) -> None:
     """Writes a Hugging Face folder that `load_model` and transformers read."""
     tokenizer.save(folder)
-    models.save_pretrained(folder, model, jax.device_get(params))
+    models.save_pretrained(folder, model, params)
 
 
 def train(

@@ -76,16 +76,10 @@ def main(config: Config) -> None:
     with stage(folder, config) as work:
         if not work:
             return
+        model = training.fresh_model(config.model, data.tokenizer)
         tokenizer = data.tokenizer
-        model = models.build(
-            models.preset(
-                config.model,
-                vocab_size=tokenizer.vocab_size,
-                n_positions=256,
-                bos_token_id=tokenizer.bos,
-                eos_token_id=tokenizer.eos,
-            )
-        )
+        if model.encoder_decoder:  # one task, so no word in front of it
+            tokenizer = tokenizer.with_prompt("prefix", "")
         texts = prepare.corpus(data.collection)
         rows = tokenizer.plain(texts, max_target=config.max_tokens) + tokenizer.pairs(
             denoising_pairs(texts, config.denoise, np.random.default_rng(config.seed)),

@@ -1,6 +1,7 @@
 """One checkpoint: the train state, the place in the data, queued rollouts.
 
 A checkpoint appears whole or not at all: it is written beside its place and renamed.
+Of a model with adapters it holds the adapters; the rest is as it was loaded.
 """
 
 import base64
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxqr.train.state import joined, split
 from jaxqr.types import TrainState
 
 
@@ -36,6 +38,7 @@ class Checkpoints:
         """Saves after `step`; `host` may hold JSON values and numpy arrays."""
         if step in self._manager.all_steps():
             return
+        state = state._replace(params=split(state.params)[0])
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -55,6 +58,8 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
+        trained, kept = split(like.params)
+        like = like._replace(params=trained)
         args = ocp.args.Composite(host=ocp.args.JsonRestore())
         host = self._manager.restore(step, args=args)["host"]
         # Ourselves, beforehand: orbax casts other dtypes, and refuses other shapes
@@ -70,6 +75,7 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         state = self._manager.restore(step, args=args)["state"]
+        state = state._replace(params=joined(state.params, kept))
         return state, _from_json(host["host"])
 
     def close(self) -> None:

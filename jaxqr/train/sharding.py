@@ -5,6 +5,7 @@ is split along its largest axis that `fsdp` divides; small ones are replicated. 
 derives all communication from these placements.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -39,7 +40,17 @@ def shard_params(params: Params, mesh: Mesh) -> Params:
 
 def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     """Where the arrays of parameters, or of a whole train state, belong."""
-    return jax.tree.map(lambda x: _split(x, mesh), tree)
+    return jax.tree.map(partial(placed, mesh=mesh), tree)
+
+
+def placed(x: Any, mesh: Mesh) -> NamedSharding:
+    """Where an array of this shape belongs."""
+    parts = mesh.shape["fsdp"]
+    axes = [axis for axis, size in enumerate(x.shape) if size % parts == 0]
+    if parts == 1 or x.size < SMALLEST or not axes:
+        return NamedSharding(mesh, P())
+    largest = max(axes, key=lambda axis: x.shape[axis])
+    return NamedSharding(mesh, P(*[None] * largest, "fsdp"))
 
 
 def mesh_of(params: Params) -> Mesh | None:
@@ -65,12 +76,3 @@ def shard_batch(batch: PyTree, params: Params) -> PyTree:
         return jax.device_put(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(place, batch)
-
-
-def _split(x: Any, mesh: Mesh) -> NamedSharding:
-    parts = mesh.shape["fsdp"]
-    axes = [axis for axis, size in enumerate(x.shape) if size % parts == 0]
-    if parts == 1 or x.size < SMALLEST or not axes:
-        return NamedSharding(mesh, P())
-    largest = max(axes, key=lambda axis: x.shape[axis])
-    return NamedSharding(mesh, P(*[None] * largest, "fsdp"))

@@ -1,4 +1,6 @@
-"""The optimiser, and the state that a run starts from."""
+"""The optimiser, what is trained of a model, and the state that a run starts from."""
+
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -59,19 +61,44 @@ def adamw(
     )
 
 
+def split(params: Params) -> tuple[Params, Params]:
+    """What is trained of a model, and what is not.
+
+    Of parameters with a collection `lora` (Hu et al. 2021) that collection alone,
+    of others everything. `joined` puts the two together again.
+
+    >>> split({"params": 1, "lora": 2})
+    ({'lora': 2}, {'params': 1})
+    >>> split({"params": 1})
+    ({'params': 1}, {})
+    """
+    if not isinstance(params, Mapping) or "lora" not in params:
+        return params, {}
+    return {"lora": params["lora"]}, {k: v for k, v in params.items() if k != "lora"}
+
+
+def joined(trained: Params, kept: Params) -> Params:
+    """The inverse of `split`."""
+    return {**kept, **trained} if kept else trained
+
+
 def create(
     params: Params, optimizer: optax.GradientTransformation, key: Key[Array, ""]
 ) -> TrainState:
-    """The state before the first step; `params` is copied, steps donate the copy.
+    """The state before the first step.
 
-    On a mesh, each of the optimiser's arrays is made where its parameter lies.
+    What is trained of `params` is copied, because steps donate it; what is not trained
+    is shared with the caller. On a mesh, each of the optimiser's arrays is made where
+    its parameter lies.
     """
+    trained, kept = split(params)
 
-    def fresh(params: Params, key: Key[Array, ""]) -> TrainState:
-        params = jax.tree.map(jnp.array, params)
-        return TrainState(params, optimizer.init(params), key, jnp.int32(0))
+    def fresh(trained: Params, key: Key[Array, ""]) -> TrainState:
+        trained = jax.tree.map(jnp.array, trained)
+        return TrainState(trained, optimizer.init(trained), key, jnp.int32(0))
 
     mesh, placed = sharding.mesh_of(params), None
     if mesh is not None:
-        placed = sharding.shardings(jax.eval_shape(fresh, params, key), mesh)
-    return jax.jit(fresh, out_shardings=placed)(params, key)
+        placed = sharding.shardings(jax.eval_shape(fresh, trained, key), mesh)
+    state = jax.jit(fresh, out_shardings=placed)(trained, key)
+    return state._replace(params=joined(state.params, kept))

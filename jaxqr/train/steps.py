@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxqr import losses, vocab
+from jaxqr.train.state import joined, split
 from jaxqr.types import (
     AnyArray,
     Features,
@@ -38,6 +39,9 @@ def compile_step(
 ) -> Callable:
     """Jits `step` with its static arguments bound and its first argument donated.
 
+    A state with adapters is not donated: what is trained of it is small, and the rest,
+    which steps hand on as it is, may serve as a reference too.
+
     Args:
         step: one of this module's steps.
         donate: False is for functions that only read, such as `measure`.
@@ -45,10 +49,19 @@ def compile_step(
             devices XLA else chooses anew, and the second step compiles once more.
         static: the step's keyword arguments.
     """
-    placed = None if like is None else (jax.tree.map(lambda x: x.sharding, like), None)
+    placed, adapted = None, False
+    if like is not None:
+        trained, kept = split(like.params)
+        trained, opt_state, key, step_count = jax.tree.map(
+            lambda x: x.sharding, like._replace(params=trained)
+        )
+        params = joined(trained, dict.fromkeys(kept))
+        placed = TrainState(params, opt_state, key, step_count), None
+    if "model" in static:
+        adapted = static["model"].config.lora_rank > 0
     return jax.jit(
         partial(step, **static),
-        donate_argnums=(0,) if donate else (),
+        donate_argnums=(0,) if donate and not adapted else (),
         out_shardings=placed,
     )
 
@@ -57,9 +70,14 @@ def _update(
     state: TrainState, loss: Callable, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, Metrics]:
     """One optimiser step on `loss(params) -> (loss, metrics)`."""
-    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    trained, kept = split(state.params)
+
+    def of_trained(trained: Params):
+        return loss(joined(trained, kept))
+
+    (value, metrics), grads = jax.value_and_grad(of_trained, has_aux=True)(trained)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+    params = joined(optax.apply_updates(trained, updates), kept)
     key = jax.random.split(state.key)[0]  # the other half is for sampling
     scalars = {k: v for k, v in metrics.items() if v.ndim == 0}
     return TrainState(params, opt_state, key, state.step + 1), scalars | {
