@@ -1,15 +1,16 @@
 """Text to token ids and back: where text meets arrays on the way in.
 
-A `Tokenizer` is a Hugging Face tokenizer folder, given or trained here, plus the one
+A `Tokenizer` is a Hugging Face tokenizer folder, given or trained here, plus the
 layout in which the package writes texts:
 
-- a prompt is `BOS query newline`, padded on the left; too long a query loses its
-  beginning, never the newline;
+- a prompt is a query between the texts of a `Prompt`, such as `BOS query newline`,
+  padded on the left; too long a query loses its beginning, the rest of the prompt
+  loses nothing;
 - a target is `text EOS`, padded on the right; one too long is cut and has no EOS,
   because it is not finished;
 - plain text is a target after the prompt `BOS`;
 - an encoder reads `[CLS] query [SEP] product [SEP]`, or whatever the folder's own
-  pair template says.
+  pair template says; if that puts nothing between the two, a newline or EOS does.
 
 Token ids say nothing about padding: BOS, EOS and padding may share an id, the masks
 made here are the only truth.
@@ -22,6 +23,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxqr.data import compare, prompts
+from jaxqr.data.encoding import Encode
+from jaxqr.data.prompts import Prompt
 from jaxqr.types import Pairs, Prompts
 
 END_OF_TEXT = "<|endoftext|>"
@@ -49,27 +53,48 @@ class Tokenizer:
         vocab_size: number of ids, the special ones included.
         bos: id that opens a prompt; the end-of-text id where the folder has none.
         eos: id that closes a target.
+        prompt: the texts around a query; None if nothing says which.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, prompt: Prompt | None = None):
+        """Wraps a transformers tokenizer.
+
+        Without a prompt, a tokenizer that has a newline writes completions.
+
+        Raises:
+            ValueError: the prompt needs a newline or an EOS that is not there.
+        """
         self._tokenizer = tokenizer
         self.vocab_size: int = len(tokenizer)
         eos = tokenizer.eos_token_id
         # BERT-like folders have no end of text; they are only used as encoders.
+        self._encoder_only = eos is None
         self.eos: int = tokenizer.sep_token_id if eos is None else eos
         bos = tokenizer.bos_token_id
         self.bos: int = self.eos if bos is None else bos
-        # What stands before and after a query; the newline is the last id, because
-        # a tokenizer that prefixes a space makes a token of it.
-        self._before = [self.bos]
-        self._after = self.encode(["\n"])[0][-1:]
+        self._encode = Encode(tokenizer)
+        (newline,) = self._encode.behind("a", ["\n"])
+        decoded = tokenizer.decode(newline, clean_up_tokenization_spaces=False)
+        # BERT drops a newline, T5 makes a blank or an unknown token of it.
+        self._newline = newline if decoded == "\n" else []
+        if prompt is None and self._newline:
+            prompt = prompts.make(tokenizer, "completion")
+        self.prompt = prompt
+        if prompt:
+            lacking = {"completion": not self._newline, "prefix": self._encoder_only}
+            if lacking.get(prompt.kind):
+                raise self._no_prompt()
+            self._layout = prompts.lay_out(prompt, self._encode, self.bos, self.eos)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
         """Reads a Hugging Face tokenizer folder; nothing is downloaded.
 
+        Its prompt is the one `save` has written there.
+
         Raises:
             FileNotFoundError: no tokenizer files in `folder`.
+            ValueError: its `prompt.json` is broken, or not for this tokenizer.
         """
         folder = Path(folder)
         names = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
@@ -78,21 +103,88 @@ class Tokenizer:
                 f"{folder} holds none of {', '.join(names)}: give a Hugging Face "
                 "tokenizer folder, or leave it out to train one on the data"
             )
+        prompt = Prompt.load(folder)
         tokenizer = _transformers().AutoTokenizer
-        return cls(tokenizer.from_pretrained(folder, local_files_only=True))
+        tokenizer = tokenizer.from_pretrained(folder, local_files_only=True)
+        try:
+            return cls(tokenizer, prompt)
+        except ValueError as error:
+            raise ValueError(f"{folder / prompts.FILE}: {error}") from None
 
     def save(self, folder: str | Path) -> None:
         """Writes a folder that `load` and transformers' `AutoTokenizer` read."""
         self._tokenizer.save_pretrained(folder)
+        if self.prompt:
+            self.prompt.save(folder)
+        else:
+            (Path(folder) / prompts.FILE).unlink(missing_ok=True)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether it belongs to an instruct model."""
+        return bool(self._tokenizer.chat_template)
+
+    def with_prompt(
+        self, prompt: str | Prompt, instruction: str | None = None
+    ) -> "Tokenizer":
+        """The same tokenizer with another prompt.
+
+        Args:
+            prompt: `completion`, `chat` or `prefix`, or another tokenizer's prompt.
+            instruction: what a chat says above the query, or the prefix as it is, its
+                trailing space included; by default that of `prompts.INSTRUCTIONS`.
+
+        Raises:
+            ValueError: the tokenizer cannot write this prompt, or no such kind.
+        """
+        if not isinstance(prompt, Prompt):
+            prompt = prompts.make(self._tokenizer, prompt, instruction)
+        elif instruction is not None:
+            raise ValueError("a finished prompt takes no instruction: leave it out")
+        return Tokenizer(self._tokenizer, prompt)
+
+    def check_same(
+        self, other: "Tokenizer", mine: str = "teacher", others: str = "student"
+    ) -> None:
+        """Refuses two tokenizers that do not turn every text into the same ids.
+
+        Args:
+            other: the tokenizer to compare with.
+            mine: what the message calls the owner of this tokenizer.
+            others: what the message calls the owner of the other.
+
+        Raises:
+            ValueError: vocabulary, BOS, EOS, tokenisation or prompt differ; the
+                message says which and shows the first difference.
+        """
+        advice = (
+            "Both need the same tokenizer files: take two models of one family, or "
+            "train both on one tokenizer"
+        )
+        found = compare.difference(self._tokenizer, other._tokenizer, (mine, others))
+        for name in ("bos", "eos"):
+            ids = [getattr(self, name), getattr(other, name)]
+            if not found and ids[0] != ids[1]:
+                tokens = self._tokenizer.convert_ids_to_tokens(ids)
+                found = f"{name.upper()} is {tokens[0]!r} and {tokens[1]!r}"
+                advice = (
+                    "A base and an instruct model may end a text differently: take two "
+                    f"of a kind, or set {name}_token in both tokenizer_config.json"
+                )
+        if not found and self.prompt != other.prompt:
+            found = f"the prompt is {self.prompt} and {other.prompt}"
+            advice = (
+                f"Train the {others} with the {mine}'s prompt: "
+                f"with_prompt({mine}.prompt)"
+            )
+        if found:
+            raise ValueError(
+                f"the tokenizers of {mine} and {others} differ: {found}. {advice}"
+            )
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids without special tokens, even where a text spells one out."""
-        if not texts:
-            return []
-        encoded = self._tokenizer(
-            list(texts), add_special_tokens=False, split_special_tokens=True
-        )
-        return encoded["input_ids"]
+        return self._encode(texts)
 
     def decode(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
         """The texts of `[B, T]` targets: counted tokens, without special ones."""
@@ -108,18 +200,37 @@ class Tokenizer:
         """Prompts as id lists of at most `max_tokens`, the end of the query kept.
 
         Raises:
-            ValueError: the tokenizer drops newlines, as BERT's does.
+            ValueError: the tokenizer has no prompt, or `max_tokens` has no room for a
+                token of the query.
         """
-        if not self._after:
+        if not self.prompt:
+            raise self._no_prompt()
+        before, after = self._layout.before, self._layout.after
+        taken = len(before) + len(after)
+        if max_tokens <= taken:
             raise ValueError(
-                "the tokenizer has no token for a newline, which ends a prompt: it "
-                "serves encoders only; give a language model's tokenizer folder"
+                f"max_tokens={max_tokens} leaves no room for a query: the "
+                f"{self.prompt.kind} prompt alone takes {taken} tokens. Raise "
+                f"max_tokens (max_source) to {taken + 1} at the very least, or shorten "
+                "the instruction"
             )
-        room = max(0, max_tokens - len(self._before) - len(self._after))
+        room = max_tokens - taken
         return [
-            [*self._before, *ids[max(0, len(ids) - room) :], *self._after]
-            for ids in self.encode(queries)
+            [*before, *ids[max(0, len(ids) - room) :], *after]
+            for ids in self._layout.queries(queries, self._encode)
         ]
+
+    def _no_prompt(self) -> ValueError:
+        if self._encoder_only:
+            return ValueError(
+                "the tokenizer has no token for a newline, which ends a prompt, or "
+                "none for the end of a text: it serves encoders only; give a language "
+                "model's tokenizer folder"
+            )
+        return ValueError(
+            "the tokenizer has no token for a newline, which ends the prompt of a "
+            "completion: if it is an encoder-decoder's, use with_prompt('prefix')"
+        )
 
     def target(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
         """Targets as id lists of at most `max_tokens`, EOS last if all of it fits."""
@@ -153,24 +264,57 @@ class Tokenizer:
         max_tokens: int,
         labels: Sequence[int] | None = None,
     ) -> list[EncoderRow]:
-        """Rows of text pairs for an encoder; the longer text is cut if need be."""
+        """Rows of text pairs for an encoder; the longer text is cut if need be.
+
+        Around the texts stands what the folder's pair template says. Segments are 0
+        up to the second text and 1 from there on.
+
+        Raises:
+            ValueError: `max_tokens` has no room for the template.
+        """
         if not first:
             return []
-        encoded = self._tokenizer(
-            list(first),
-            list(second),
-            truncation="longest_first",
-            max_length=max_tokens,
-            return_token_type_ids=True,
-            split_special_tokens=True,
-        )
-        labels = [0] * len(first) if labels is None else labels
-        return [
-            EncoderRow(*row)
-            for row in zip(
-                encoded["input_ids"], encoded["token_type_ids"], labels, strict=True
+        start, middle, end = self._pair_template()
+        taken = len(start) + len(middle) + len(end)
+        if max_tokens < taken:
+            raise ValueError(
+                f"max_tokens={max_tokens} has no room for two texts: what stands "
+                f"around them takes {taken} tokens. Raise max_tokens"
             )
-        ]
+        rows = []
+        labels = [0] * len(first) if labels is None else labels
+        for one, two, label in zip(
+            self.encode(first), self.encode(second), labels, strict=True
+        ):
+            one, two = _longest_first(one, two, max_tokens - taken)
+            one, two = [*start, *one, *middle], [*two, *end]
+            segments = [0] * len(one) + [1] * len(two)
+            rows.append(EncoderRow([*one, *two], segments, label))
+        return rows
+
+    def _pair_template(self) -> tuple[list[int], list[int], list[int]]:
+        """The ids before, between and behind two texts; there is always a middle."""
+        # Any letter shows where the texts are.
+        (pair,) = self._tokenizer(["a"], ["a"]).encodings
+        sides = pair.sequence_ids
+        one, two = sides.index(0), sides.index(1)
+        last = len(sides) - sides[::-1].index(0)
+        end = len(sides) - sides[::-1].index(1)
+        # GPT-2's folder has no template, its texts would run into each other.
+        middle = pair.ids[last:two] or self._newline or [self.eos]
+        return pair.ids[:one], middle, pair.ids[end:]
+
+
+def _longest_first(
+    one: list[int], two: list[int], most: int
+) -> tuple[list[int], list[int]]:
+    """At most `most` ids of two lists, as the longer one loses its last id in turn."""
+    if len(one) + len(two) <= most:
+        return one, two
+    half, odd = divmod(most, 2)
+    kept = half + odd if len(one) > len(two) else half
+    kept = min(len(one), max(kept, most - len(two)))
+    return one[:kept], two[: most - kept]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
