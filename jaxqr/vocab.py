@@ -135,8 +135,9 @@ def divergence(
         )
     if student.unembed.shape[0] != teacher.unembed.shape[0]:
         raise ValueError(
-            f"student and teacher have {student.unembed.shape[0]} and "
-            f"{teacher.unembed.shape[0]} tokens; give both the same vocabulary"
+            f"student and teacher predict {student.unembed.shape[0]} and "
+            f"{teacher.unembed.shape[0]} tokens; load both with the `num_tokens` of "
+            "their common tokenizer"
         )
     teacher = jax.lax.stop_gradient(teacher)
 

@@ -30,8 +30,10 @@ class State(NamedTuple):
     def repeat(self, n):
         return State(jnp.repeat(self.hidden, n, axis=0))
 
-    def take(self, rows):
-        return State(jnp.take(self.hidden, rows, axis=0))
+    def take(self, index):
+        by_prompt = self.hidden.reshape(len(index), -1, self.hidden.shape[-1])
+        taken = jnp.take_along_axis(by_prompt, index[..., None], axis=1)
+        return State(taken.reshape(-1, self.hidden.shape[-1]))
 
 
 class Config(NamedTuple):

@@ -53,6 +53,7 @@ LAZY = {"transformers", "tokenizers", "matplotlib"}
 JIT = {
     "jaxqr.decode.beams",
     "jaxqr.decode.generation",
+    "jaxqr.models.convert",
     "jaxqr.models.layers",
     "jaxqr.rewards.relevance",
     "jaxqr.train.state",

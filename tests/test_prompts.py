@@ -157,7 +157,6 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def chat(folders):
-    pytest.importorskip("jinja2")  # what transformers renders templates with
     return Tokenizer.load(folders / "instruct").with_prompt("chat", INSTRUCTION)
 
 

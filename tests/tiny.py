@@ -30,6 +30,23 @@ BERT = models.build(
     )
 )  # fmt: skip
 
+LLAMA = models.build(
+    models.preset(
+        "llama-tiny", vocab_size=VOCAB, hidden_size=32, intermediate_size=64,
+        max_position_embeddings=64, bos_token_id=EOS, eos_token_id=EOS,
+        tie_word_embeddings=False,
+        # Most positions of the tests are beyond the original context.
+        rope_scaling=models.RopeScaling(original_max_position_embeddings=4),
+    )
+)  # fmt: skip
+T5 = models.build(
+    models.preset(
+        "t5-tiny", vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=48,
+        pad_token_id=EOS, eos_token_id=EOS, decoder_start_token_id=EOS,
+        relative_attention_num_buckets=8, relative_attention_max_distance=16,
+    )
+)  # fmt: skip
+
 SGD = optax.sgd(1.0)
 """A step's gradient is the parameters before it minus those after it."""
 
@@ -59,10 +76,23 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def params(seed: int = 0, scale: float = 4.0) -> Params:
+def params(seed: int = 0, scale: float = 4.0, model: Any = GPT2) -> Params:
     """Fresh parameters, scaled up so that no distribution is near to uniform."""
-    drawn = models.init(GPT2, jax.random.key(seed))
+    drawn = models.init(model, jax.random.key(seed))
+    if model is not GPT2:  # their fresh weights are larger
+        return scrambled(drawn, 0.25, seed)
     return jax.tree.map(lambda x: scale * x if x.ndim > 1 else x, drawn)
+
+
+def scrambled(params: Params, std: float, seed: int = 0) -> Params:
+    """Random numbers of the same shapes, those of vectors about 1."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: jax.numpy.asarray(
+            rng.normal(float(x.ndim == 1), std, x.shape), np.float32
+        ),
+        params,
+    )
 
 
 def start(

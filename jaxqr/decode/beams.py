@@ -173,8 +173,8 @@ def _beam_search(
         )
         groups, parents = jax.vmap(step)(search.groups, logps.reshape(*shape, -1))
         if size > 1:  # else every beam is its own parent
-            first = size * jnp.arange(shape[0] * shape[1], dtype=jnp.int32)
-            cache = cache.take((parents + first.reshape(*shape[:2], 1)).reshape(-1))
+            first = size * jnp.arange(num_groups, dtype=jnp.int32)[None, :, None]
+            cache = cache.take((parents + first).reshape(shape[0], -1))
         return _Search(search.column + 1, groups, cache)
 
     def unfinished(search: _Search):

@@ -225,5 +225,10 @@ def _mixture(logits, normalisers, weights):
     """Logits of the distribution that is drawn from."""
     if len(logits) == 1:
         return logits[0]
+    if len(counts := {z.shape[-1] for z in logits}) > 1:
+        raise ValueError(
+            f"student and teacher predict {' and '.join(map(str, sorted(counts)))} "
+            "tokens; load both with the `num_tokens` of their common tokenizer"
+        )
     logqs = [z - n[:, None] for z, n in zip(logits, normalisers, strict=True)]
     return jax.nn.logsumexp(jnp.stack(logqs), b=weights[:, None, None], axis=0)

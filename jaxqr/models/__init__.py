@@ -13,8 +13,8 @@ Every language model has these methods, decoder-only or not:
 - `apply(params, prompts, max_new_tokens, method="prefill")`: features of the last
   column, `[B, 1, D]`, and a cache;
 - `apply(params, cache, tokens, method="step")`: features that predict the token
-  after `tokens` `[B]`, and the cache that has read them. `cache.repeat(n)` and
-  `cache.take(rows)` repeat and reorder its rows, within the rows of one prompt.
+  after `tokens` `[B]`, and the cache that has read them. `cache.repeat(n)`
+  repeats its rows, `cache.take(index)` reorders them, each prompt's by themselves.
 
 
 Decoder-only models also read a plain sequence, `apply(params, tokens, mask)`. Every

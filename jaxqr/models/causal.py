@@ -19,6 +19,7 @@ from jaxqr.models.layers import (
     check_length,
     last_of,
     positions_of,
+    take_rows,
     targets_per_source,
 )
 from jaxqr.types import Features, Pairs, Prompts
@@ -43,9 +44,9 @@ class Cache(NamedTuple):
         """Each row n times, row `b * n + i` being the i-th of row b."""
         return self._of_rows(lambda x: jnp.repeat(x, n, axis=0))
 
-    def take(self, rows: Int[Array, " _"]) -> "Cache":
-        """The given rows in the given order; each stays with its prompt's rows."""
-        return self._of_rows(lambda x: jnp.take(x, rows, axis=0))
+    def take(self, index: Int[Array, "B n"]) -> "Cache":
+        """Of each prompt's rows those that its own `index` names, in that order."""
+        return self._of_rows(lambda x: take_rows(x, index))
 
     def _of_rows(self, change: Callable[[Array], Array]) -> "Cache":
         return Cache(

@@ -207,14 +207,18 @@ def _labels(head: str, shapes: Mapping[str, Shape]) -> dict[str, int]:
 
 
 def _label_names(config: Any) -> dict[str, Any]:
-    """The entries from which transformers counts its classes."""
+    """The entries that transformers needs of a classifier."""
     if not config.num_labels:
         return {}
     names = [f"LABEL_{i}" for i in range(config.num_labels)]
-    return {
+    written = {
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
     }
+    if not hasattr(config, "pad_token_id"):  # whose last token is told by what is not
+        ends = config.eos_token_id
+        written["pad_token_id"] = ends[0] if isinstance(ends, tuple) else ends
+    return written
 
 
 def _llama_read(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from jaxqr.models.config import Dtype, ModelConfig
 from jaxqr.types import Pairs, Params
@@ -251,6 +251,16 @@ def attend_and_remember(
     write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=2)
     past = KeyValues(write(past.keys, new.keys), write(past.values, new.values))
     return cached_attention(queries, past, attend, bias=bias, scale=scale), past
+
+
+def take_rows(x: Shaped[Array, "BN ..."], index: Int[Array, "B n"]) -> Array:
+    """Of each prompt's N rows those of its own `index`; `[B n ...]`, flattened.
+
+    Nothing moves between prompts, and so nothing between the devices that they are on.
+    """
+    by_prompt = x.reshape(len(index), -1, *x.shape[1:])
+    taken = jax.vmap(lambda rows, index: rows[index])(by_prompt, index)
+    return taken.reshape(-1, *x.shape[1:])
 
 
 def positions_of(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:

