@@ -39,9 +39,6 @@ def compile_step(
 ) -> Callable:
     """Jits `step` with its static arguments bound and its first argument donated.
 
-    A state with adapters is not donated: what is trained of it is small, and the rest,
-    which steps hand on as it is, may serve as a reference too.
-
     Args:
         step: one of this module's steps.
         donate: False is for functions that only read, such as `measure`.
@@ -49,21 +46,43 @@ def compile_step(
             devices XLA else chooses anew, and the second step compiles once more.
         static: the step's keyword arguments.
     """
-    placed, adapted = None, False
-    if like is not None:
-        trained, kept = split(like.params)
-        trained, opt_state, key, step_count = jax.tree.map(
-            lambda x: x.sharding, like._replace(params=trained)
-        )
-        params = joined(trained, dict.fromkeys(kept))
-        placed = TrainState(params, opt_state, key, step_count), None
-    if "model" in static:
-        adapted = static["model"].config.lora_rank > 0
-    return jax.jit(
-        partial(step, **static),
-        donate_argnums=(0,) if donate and not adapted else (),
-        out_shardings=placed,
-    )
+    step = partial(step, **static)
+    if not donate:
+        return jax.jit(step)
+    if "model" in static and static["model"].config.lora_rank:
+        return _Adapting(step, like)
+    placed = None if like is None else (_shardings(like), None)
+    return jax.jit(step, donate_argnums=0, out_shardings=placed)
+
+
+class _Adapting:
+    """A compiled step of a model with adapters.
+
+    What is not trained goes in beside the state instead of in it, and does not come
+    out: a step neither copies it nor takes it from others, such as a reference.
+    """
+
+    def __init__(self, step: Callable, like: TrainState | None):
+        def of_trained(state: TrainState, kept: Params, *rest: Any):
+            full = state._replace(params=joined(state.params, kept))
+            new, metrics = step(full, *rest)
+            return new._replace(params=split(new.params)[0]), metrics
+
+        placed = None
+        if like is not None:
+            trained = like._replace(params=split(like.params)[0])
+            placed = _shardings(trained), None
+        self._step = jax.jit(of_trained, donate_argnums=0, out_shardings=placed)
+        self._cache_size = self._step._cache_size
+
+    def __call__(self, state: TrainState, *rest: Any) -> tuple[TrainState, Metrics]:
+        trained, kept = split(state.params)
+        new, metrics = self._step(state._replace(params=trained), kept, *rest)
+        return new._replace(params=joined(new.params, kept)), metrics
+
+
+def _shardings(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda x: x.sharding, state)
 
 
 def _update(
