@@ -1,17 +1,21 @@
-"""Seconds, tokens/s and compile time of the four things a run does.
+"""Seconds, tokens/s and compile time of the five things a run does.
 
     python -m benchmarks.speed                     # s4 on one core
+    python -m benchmarks.speed --model t5-s4
     python -m benchmarks.speed --model gpt2 --repeats 6
 
-SFT step (16 x 64 tokens), DPO step (16 pairs, prompts and completions of 24 tokens),
-generation (64 prompts of 24 tokens, 24 new ones: greedy, sampled, top-k 50, top-p
-0.9) and one whole online round (16 prompts, 2 candidates each, then the DPO step;
-rewards excluded). Where torch and its transformers models are installed, each is
-timed beside the same work there, alternating, and the ratio of the medians of process
-CPU time is printed: below 1, jaxqr is faster. Everything is pinned to one CPU core,
-unless there is an accelerator.
+SFT step (16 x 64 tokens; T5 reads half of them as the source), DPO step (16 pairs,
+prompts and completions of 24 tokens), generation (64 prompts of 24 tokens, 24 new
+ones: greedy, sampled, top-k 50, top-p 0.9), beam search (16 prompts, 4 beams) and one
+whole online round (16 prompts, 2 candidates each, then the DPO step; rewards
+excluded). Where torch and its transformers models are installed, each is timed beside
+the same work on the same weights there, alternating, and the ratio of the medians of
+process CPU time is printed: below 1, jaxqr is faster. Before that, both have computed
+the same losses and the same tokens. Everything is pinned to one CPU core, unless there
+is an accelerator.
 """
 
+import dataclasses
 import gc
 import json
 import os
@@ -19,26 +23,62 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
-SIZES = {
-    "s4": {"n_layer": 4, "n_embd": 256, "n_head": 4, "vocab_size": 8192},
-    "gpt2": {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257},
+from benchmarks import rivals
+from jaxqr import decode, models
+from jaxqr.train import state, steps
+from jaxqr.types import Pairs, Params, Preferences, Prompts
+
+SIZES: dict[str, Any] = {
+    "s4": models.GPT2Config(vocab_size=8192, n_layer=4, n_embd=256, n_head=4),
+    "llama-s4": models.LlamaConfig(
+        vocab_size=8192,
+        num_hidden_layers=4,
+        hidden_size=256,
+        intermediate_size=704,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    ),
+    "t5-s4": models.T5Config(
+        vocab_size=8192,
+        num_layers=4,
+        d_model=256,
+        d_kv=64,
+        d_ff=512,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        tied=False,
+        scale_decoder_outputs=False,
+    ),
+    "gpt2": models.preset("gpt2"),
 }
-EOS = 0
+"""The first three have 4 layers of width 256; T5 (version 1.1) has 4 + 4."""
+
 SFT_ROWS, SFT_TOKENS = 16, 64
 PAIRS, PROMPT, NEW = 16, 24, 24
 PROMPTS = 64
+SEARCHED, BEAMS = 16, 4
+COMPARED = ("SFT step", "DPO step", "greedy", f"beam {BEAMS}")
+"""Works whose first results are those of torch."""
+
+Work = Callable[[], Any]
+"""Does it once, to the end; returns the loss or the tokens."""
 
 
 @dataclass(frozen=True)
 class Config:
     """What to time."""
 
-    model: Literal["s4", "gpt2"] = "s4"
+    model: Literal["s4", "llama-s4", "t5-s4", "gpt2"] = "s4"
     repeats: int = 8
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of jaxqr; torch stays in float32."""
@@ -50,22 +90,34 @@ class Config:
 
 def main(config: Config) -> None:
     """Times everything and prints one line of JSON per work."""
-    if config.cores:
+    if config.cores:  # before jax looks for devices, and torch is imported
         allowed = sorted(os.sched_getaffinity(0))[-config.cores :]
         os.sched_setaffinity(0, allowed)
         os.environ["OMP_NUM_THREADS"] = str(config.cores)
-    import jax
-
-    ours = jaxqr_works(config)
-    theirs = torch_works(config) if config.torch else {}
+    size = SIZES[config.model]
+    # What ends a text is no token of the vocabulary: all rows run to their full length.
+    model = models.build(
+        dataclasses.replace(size, eos_token_id=size.vocab_size, dtype=config.dtype)
+    )
+    params = models.init(model, jax.random.key(0))
+    data = inputs(model)
+    theirs: dict[str, Work] = {}
+    if config.torch:
+        with TemporaryDirectory() as folder:
+            models.save_pretrained(folder, model, params)
+            theirs = rivals.works(
+                Path(folder), data, num_beams=BEAMS, threads=config.cores
+            )
     print(f"{jax.devices()[0].device_kind}, model {config.model}, {config.dtype}")
-    for name, (work, tokens) in ours.items():
+    for name, (work, tokens) in works(model, params, data).items():
         begin = time.perf_counter()
-        work()
-        compile_seconds = time.perf_counter() - begin
+        result = work()
+        first_call = time.perf_counter() - begin
         rival = theirs.get(name)
         if rival:
-            rival()
+            expected = rival()
+            if name in COMPARED:
+                compare(name, result, expected, config)
         mine, other = [], []
         for _ in range(config.repeats):
             mine.append(timed(work))
@@ -77,7 +129,7 @@ def main(config: Config) -> None:
             "seconds": round(float(wall), 4),
             "cpu_seconds": round(float(cpu), 4),
             "tokens_per_second": round(tokens / float(wall)),
-            "first_call_seconds": round(compile_seconds, 2),
+            "first_call_seconds": round(first_call, 2),
         }
         if rival:
             their_wall, their_cpu = np.median(other, axis=0)
@@ -86,10 +138,10 @@ def main(config: Config) -> None:
                 "torch_cpu_seconds": round(float(their_cpu), 4),
                 "ratio": round(float(cpu / their_cpu), 3),
             }
-        print(json.dumps(line))
+        print(json.dumps(line), flush=True)
 
 
-def timed(work: Callable[[], None]) -> tuple[float, float]:
+def timed(work: Work) -> tuple[float, float]:
     """Wall and process CPU seconds of one call."""
     gc.collect()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -97,56 +149,43 @@ def timed(work: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def inputs(size: dict) -> dict[str, np.ndarray]:
-    """Token ids without EOS, so that every row has its full length."""
+def compare(name: str, mine: Any, theirs: Any, config: Config) -> None:
+    """Sees to it that both have done the same thing: one loss, or the same tokens.
+
+    Where two tokens are all but equally probable, rounding decides, and the row goes
+    another way from there. Rounding is coarse in bfloat16 and on accelerators.
+    """
+    exact = config.dtype == "float32" and jax.default_backend() == "cpu"
+    if np.ndim(mine) == 0:
+        np.testing.assert_allclose(
+            mine, theirs, rtol=1e-4 if exact else 1e-2, err_msg=f"loss of {name}"
+        )
+    elif exact:
+        same = np.mean(np.all(mine == theirs, axis=-1))
+        assert same >= 0.9, f"{name}: {same:.0%} of the rows are those of torch"
+
+
+def inputs(model: Any) -> dict[str, np.ndarray]:
+    """Random tokens; what is read first, and what is predicted."""
     rng = np.random.default_rng(0)
-    draw = partial(rng.integers, EOS + 1, size["vocab_size"])
+    draw = partial(rng.integers, 2, model.config.vocab_size, dtype=np.int32)
+    text = draw((SFT_ROWS, SFT_TOKENS))
+    split = SFT_TOKENS // 2 if model.encoder_decoder else 1
     return {
-        "sft": draw((SFT_ROWS, SFT_TOKENS)),
+        "source": text[:, :split],
+        "target": text[:, split:],
         "prompts": draw((PROMPTS, PROMPT)),
         "chosen": draw((PAIRS, NEW)),
         "rejected": draw((PAIRS, NEW)),
     }
 
 
-def jaxqr_works(config: Config) -> dict[str, tuple[Callable[[], None], int]]:
+def works(
+    model: Any, params: Params, data: dict[str, np.ndarray]
+) -> dict[str, tuple[Work, int]]:
     """Name -> (work, tokens it trains on or generates)."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxqr import decode, models
-    from jaxqr.train import state, steps
-    from jaxqr.types import Pairs, Preferences, Prompts
-
-    size = SIZES[config.model]
-    model = models.build(
-        models.GPT2Config(
-            **size,  # pyright: ignore[reportArgumentType]
-            bos_token_id=EOS,
-            eos_token_id=EOS,
-            dtype=config.dtype,
-        )
-    )
-    params = models.init(model, jax.random.key(0))
-    # EOS is never drawn: all rows run to their full length, as they do in torch.
     optimizer = state.adamw(1e-4, 10_000)
-    data = {k: jnp.asarray(v, jnp.int32) for k, v in inputs(size).items()}
-
-    def full(x):
-        return jnp.ones(x.shape, bool)
-
-    rows = data["sft"]
-    sft = Pairs(rows[:, :1], full(rows[:, :1]), rows[:, 1:], full(rows[:, 1:]))
-    source = data["prompts"][:PAIRS]
-    preferences = Preferences(
-        source,
-        full(source),
-        data["chosen"],
-        full(data["chosen"]),
-        data["rejected"],
-        full(data["rejected"]),
-        jnp.ones(PAIRS),
-    )
+    keys = iter(jax.random.split(jax.random.key(1), 10_000))
     compiled = {
         "SFT step": steps.compile_step(
             steps.sft_step, model=model, optimizer=optimizer
@@ -159,12 +198,20 @@ def jaxqr_works(config: Config) -> dict[str, tuple[Callable[[], None], int]]:
         name: state.create(params, optimizer, jax.random.key(0)) for name in compiled
     }
 
+    def whole(name, rows=None):
+        """Tokens, and a mask that counts them all."""
+        tokens = jnp.asarray(data[name][:rows])
+        return tokens, jnp.ones(tokens.shape, bool)
+
+    prompts = Prompts(*whole("prompts"))
+    source, some = whole("prompts", PAIRS), Prompts(*whole("prompts", SEARCHED))
+    sft = Pairs(*whole("source"), *whole("target"))
+    dpo = Preferences(*source, *whole("chosen"), *whole("rejected"), jnp.ones(PAIRS))
+
     def step(name, batch):
         states[name], metrics = compiled[name](states[name], batch)
-        jax.block_until_ready((states[name], metrics))
-
-    prompts = Prompts(data["prompts"], full(data["prompts"]))
-    keys = iter(jax.random.split(jax.random.key(1), 10_000))
+        jax.block_until_ready(states[name])
+        return float(metrics["loss"])
 
     def generate(prompts=prompts, **arguments):
         return jax.block_until_ready(
@@ -173,107 +220,30 @@ def jaxqr_works(config: Config) -> dict[str, tuple[Callable[[], None], int]]:
             )
         )
 
-    def online_round():
-        drawn = generate(Prompts(*(x[:PAIRS] for x in prompts)), n=2)
-        best, worst = ((drawn.tokens[i::2], drawn.mask[i::2]) for i in (0, 1))
-        step(
-            "DPO step",
-            Preferences(source, full(source), *best, *worst, jnp.ones(PAIRS)),
+    def tokens_of(**arguments):
+        return np.asarray(generate(**arguments).tokens)
+
+    def search():
+        found = jax.block_until_ready(
+            decode.beam_search(model, params, some, max_new_tokens=NEW, num_beams=BEAMS)
         )
+        return np.asarray(found.tokens[:, 0])
+
+    def online_round():
+        drawn = generate(Prompts(*source), n=2)
+        best, worst = ((drawn.tokens[i::2], drawn.mask[i::2]) for i in (0, 1))
+        return step("DPO step", Preferences(*source, *best, *worst, jnp.ones(PAIRS)))
 
     trained, generated = 2 * PAIRS * NEW, PROMPTS * NEW
     return {
-        "SFT step": (lambda: step("SFT step", sft), SFT_ROWS * (SFT_TOKENS - 1)),
-        "DPO step": (lambda: step("DPO step", preferences), trained),
-        "greedy": (lambda: generate(temperature=0.0), generated),
-        "sampled": (lambda: generate(), generated),
-        "top-k 50": (lambda: generate(top_k=50), generated),
-        "top-p 0.9": (lambda: generate(top_p=0.9), generated),
+        "SFT step": (lambda: step("SFT step", sft), data["target"].size),
+        "DPO step": (lambda: step("DPO step", dpo), trained),
+        "greedy": (lambda: tokens_of(temperature=0.0), generated),
+        "sampled": (tokens_of, generated),
+        "top-k 50": (lambda: tokens_of(top_k=50), generated),
+        "top-p 0.9": (lambda: tokens_of(top_p=0.9), generated),
+        f"beam {BEAMS}": (search, SEARCHED * NEW),
         "online round": (online_round, trained),
-    }
-
-
-def torch_works(config: Config) -> dict[str, Callable[[], None]]:
-    """The same with torch and transformers' GPT-2, or nothing without them."""
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-        from transformers import GPT2Config, GPT2LMHeadModel
-    except ImportError:
-        return {}
-    if config.cores:
-        torch.set_num_threads(config.cores)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = SIZES[config.model]
-    settings = GPT2Config(
-        **size,  # pyright: ignore[reportArgumentType]
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=EOS,
-        eos_token_id=None,
-        pad_token_id=EOS,
-    )
-    torch.manual_seed(0)
-    model: Any = GPT2LMHeadModel(settings)
-    model = model.to(device).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95))
-    data = {k: torch.tensor(v, device=device) for k, v in inputs(size).items()}
-
-    def finish():
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    def update(loss):
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        finish()
-
-    def logps(tokens):
-        logits = model(tokens).logits[:, :-1]
-        return -torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
-        ).view(len(tokens), -1)
-
-    def sft():
-        update(-logps(data["sft"]).mean())
-
-    def dpo(prompts, chosen, rejected):
-        rows = torch.cat(
-            [torch.cat([prompts, chosen], 1), torch.cat([prompts, rejected], 1)]
-        )
-        totals = logps(rows)[:, prompts.shape[1] - 1 :].sum(1)
-        best, worst = totals.chunk(2)
-        update(-torch.nn.functional.logsigmoid(0.1 * (best - worst)).mean())
-
-    @torch.no_grad()
-    def generate(prompts=data["prompts"], **arguments):
-        out = model.generate(
-            prompts,
-            attention_mask=torch.ones_like(prompts),
-            max_new_tokens=NEW,
-            min_new_tokens=NEW,
-            **arguments,
-        )
-        finish()
-        return out[:, prompts.shape[1] :]
-
-    def online_round():
-        prompts = data["prompts"][:PAIRS]
-        drawn = generate(prompts.repeat_interleave(2, 0), do_sample=True, top_k=0)
-        dpo(prompts, drawn[0::2], drawn[1::2])
-
-    return {
-        "SFT step": sft,
-        "DPO step": lambda: dpo(
-            data["prompts"][:PAIRS], data["chosen"], data["rejected"]
-        ),
-        "greedy": lambda: generate(do_sample=False),
-        "sampled": lambda: generate(do_sample=True, top_k=0),
-        "top-k 50": lambda: generate(do_sample=True, top_k=50),
-        "top-p 0.9": lambda: generate(do_sample=True, top_k=0, top_p=0.9),
-        "online round": online_round,
     }
 
 

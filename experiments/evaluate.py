@@ -48,11 +48,7 @@ class Config:
     seed: int = 0
 
 
-PRESETS = {
-    "quickstart": Config(),
-    "esci-small": Config(run=Path("runs/esci-small")),
-    "paper-gpt2": Config(run=Path("runs/paper-gpt2")),
-}
+PRESETS = {name: Config(run=Path("runs") / name) for name in prepare.PRESETS}
 
 MODELS = {
     "warmed-up student": "warmup-student",
@@ -144,9 +140,7 @@ def offline(config: Config, data: prepare.Prepared) -> dict[str, Any]:
     """Table 2: every finished stage on the test pairs, the copy baseline first."""
     pairs = training.sample_pairs(data.pairs["test"], config.pairs, config.seed)
     queries = list(dict.fromkeys(query for query, _ in pairs))
-    teacher, teacher_params, _ = training.load_model(
-        config.run / "sft-teacher" / "model"
-    )
+    teacher, teacher_params, _ = training.load_stage(config.run / "sft-teacher")
     settings = _read(config.run / "sft-teacher" / "config.json")
     sampling = Sampling(settings["max_source"], settings["max_target"], temperature=0.0)
     copies = {query: query for query in queries}
@@ -156,7 +150,7 @@ def offline(config: Config, data: prepare.Prepared) -> dict[str, Any]:
     for name, stage in stages.items():
         if (config.run / stage / "done").exists():
             systems[name] = _offline(
-                config.run / stage / "model",
+                config.run / stage,
                 pairs,
                 queries,
                 (teacher, teacher_params),
@@ -201,8 +195,8 @@ def _texts(
     )
 
 
-def _offline(folder: Path, pairs, queries, teacher, sampling: Sampling) -> Offline:
-    model, params, tokenizer = training.load_model(folder)
+def _offline(stage: Path, pairs, queries, teacher, sampling: Sampling) -> Offline:
+    model, params, tokenizer = training.load_stage(stage)
     greedy, drawn = (
         rollout.rewrite(
             model, params, tokenizer, queries, jax.random.key(0), sampling=s, n=n
@@ -302,8 +296,8 @@ def online(config: Config, data: prepare.Prepared) -> dict[str, Any]:
 
 
 def _write(stage: Path, queries: Sequence[str], sampling: Sampling) -> list[str]:
-    model, params, tokenizer = training.load_model(
-        require(stage, "python -m experiments.pipeline PRESET") / "model"
+    model, params, tokenizer = training.load_stage(
+        require(stage, "python -m experiments.pipeline PRESET")
     )
     texts = rollout.rewrite(
         model, params, tokenizer, queries, jax.random.key(0), sampling=sampling

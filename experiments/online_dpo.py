@@ -14,7 +14,7 @@ true gain of the products found 0.280 to 0.349.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +74,12 @@ class Config:
     seed: int = 0
 
 
+_PAPER = Config(
+    Optimisation(1000, 16, 1e-6, "constant", evaluate_every=50, checkpoint_every=50),
+    run=Path("runs/paper-gpt2"),
+    reference="none",
+)
+
 PRESETS = {
     "quickstart": Config(
         Optimisation(150, 16, 1e-4, "constant", evaluate_every=25, checkpoint_every=50),
@@ -91,12 +97,14 @@ PRESETS = {
         candidates=4,
         k=10,
     ),
-    "paper-gpt2": Config(
-        Optimisation(
-            1000, 16, 1e-6, "constant", evaluate_every=50, checkpoint_every=50
+    "paper-gpt2": _PAPER,
+    "paper-t5": replace(_PAPER, run=Path("runs/paper-t5")),
+    "paper-llama": replace(
+        _PAPER,
+        run=Path("runs/paper-llama"),
+        optimisation=replace(
+            _PAPER.optimisation, dtype="bfloat16", remat="dots", fsdp=8
         ),
-        run=Path("runs/paper-gpt2"),
-        reference="none",
     ),
 }
 

@@ -76,7 +76,7 @@ PRESETS = {
         online_dpo.PRESETS[name],
         evaluate.PRESETS[name],
     )
-    for name in ("quickstart", "esci-small", "paper-gpt2")
+    for name in prepare.PRESETS
 }
 
 

@@ -63,7 +63,9 @@ PRESETS = {
         official_split=False,
         vocab_size=4096,
     ),
-    "paper-gpt2": Config(run=Path("runs/paper-gpt2"), source="esci"),
+} | {
+    name: Config(run=Path("runs") / name, source="esci")
+    for name in ("paper-gpt2", "paper-t5", "paper-llama")
 }
 
 

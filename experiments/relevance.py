@@ -61,12 +61,14 @@ PRESETS = {
         run=Path("runs/esci-small"),
         max_tokens=64,
     ),
-    "paper-gpt2": Config(
+} | {
+    name: Config(
         Optimisation(10_000, 64, 5e-5, evaluate_every=1000, checkpoint_every=1000),
-        run=Path("runs/paper-gpt2"),
+        run=Path("runs") / name,
         init=Path("bert-base-uncased"),
         max_tokens=96,
-    ),
+    )
+    for name in ("paper-gpt2", "paper-t5", "paper-llama")
 }
 
 

@@ -8,6 +8,7 @@ Reads `runs/NAME/summary.json`, writes `figures/*.png` and `report.html` beside 
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments import prepare
 from experiments.layout import launch
 from jaxqr import report
 
@@ -19,10 +20,7 @@ class Config:
     run: Path = Path("runs/quickstart")
 
 
-PRESETS = {
-    name: Config(Path("runs") / name)
-    for name in ("quickstart", "esci-small", "paper-gpt2")
-}
+PRESETS = {name: Config(Path("runs") / name) for name in prepare.PRESETS}
 
 
 def main(config: Config) -> None:

@@ -1,6 +1,7 @@
 """What the training stages share: models in and out, validation, the loop's set-up."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -120,6 +121,13 @@ def load_model(
     if kind is not None:
         tokenizer = tokenizer.with_prompt(kind, prompting.instruction)
     return model, params, tokenizer
+
+
+def load_stage(stage: Path) -> tuple[Any, Params, Tokenizer]:
+    """What a finished stage has trained, to compute as it did there."""
+    settings = json.loads((stage / "config.json").read_text())
+    optimisation = Optimisation(**settings["optimisation"])
+    return load_model(stage / "model", optimisation, frozen=True)
 
 
 def fresh_model(name: str, tokenizer: Tokenizer, **fields: Any) -> Any:

@@ -1,6 +1,7 @@
 """Hugging Face folders: every spelling of a name, exact round trips, refusals."""
 
 import json
+from functools import partial
 
 import golden
 import jax
@@ -11,6 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxqr import models
+from jaxqr.models import convert
+from jaxqr.train import sharding
 
 
 def assert_equal(one, other):
@@ -25,7 +28,7 @@ def originals(tmp_path_factory):
     folder = tmp_path_factory.mktemp("originals")
     return {
         name: models.load_pretrained(golden.write_folder(name, folder / name))
-        for name in ("gpt2", "bert")
+        for name in ("gpt2", "llama", "t5_v1_1", "bert")
     }
 
 
@@ -114,6 +117,74 @@ def test_shards(tmp_path, originals):
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"names model-00002.*download"):
         models.load_pretrained(tmp_path)
+
+
+def test_saving_in_several_files(tmp_path, originals):
+    """As many as are needed, and none of an earlier save is left over."""
+    model, params = originals["llama"]
+    names = set()
+    for shard_bytes in (10**9, 20_000, 40_000, 10**9):
+        models.save_pretrained(tmp_path, model, params, shard_bytes=shard_bytes)
+        files = {file.name: file for file in tmp_path.glob("*.safetensors")}
+        names.add(len(files))
+        if len(files) > 1:
+            index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+            stored = {k: v for f in files.values() for k, v in load_file(f).items()}
+            total = sum(x.nbytes for x in stored.values())
+            assert index["metadata"]["total_size"] == total
+            assert index["weight_map"].keys() == stored.keys()
+            assert set(index["weight_map"].values()) == files.keys()
+            largest = max(x.nbytes for x in stored.values())
+            sizes = [f.stat().st_size for f in files.values()]
+            assert max(sizes) < max(shard_bytes, largest) + 4000
+        assert len([*tmp_path.iterdir()]) == len(files) + 1 + (len(files) > 1)
+        again, loaded = models.load_pretrained(tmp_path)
+        assert again == model
+        assert_equal(loaded, params)
+    assert len(names) == 3
+
+
+@pytest.mark.parametrize("name", ["llama", "t5_v1_1"])
+def test_every_device_reads_its_own_part(tmp_path, originals, name, monkeypatch):
+    """Of tensors that are split, nothing is read twice and nothing as a whole."""
+    read = []
+
+    class Spy:
+        def __init__(self, stored):
+            self.stored = stored
+            self.get_shape = stored.get_shape
+
+        def __getitem__(self, index):
+            part = self.stored[index]
+            read.append((self, part.size))
+            return part
+
+    opened = convert._open
+    monkeypatch.setattr(
+        convert, "_open", lambda *args: {k: Spy(x) for k, x in opened(*args).items()}
+    )
+    monkeypatch.setattr(sharding, "SMALLEST", 64)
+    mesh = sharding.make_mesh(4)
+    model, params = originals[name]
+    folder = tmp_path / "folder"
+    models.save_pretrained(folder, model, params, shard_bytes=30_000)
+    _, loaded = models.load_pretrained(
+        folder, place=partial(sharding.placed, mesh=mesh), vocab_multiple=4
+    )
+    split = 0
+    for x in jax.tree.leaves(loaded):
+        assert x.sharding == sharding.placed(x, mesh)
+        assert len(x.sharding.device_set) == 8
+        split += not x.is_fully_replicated
+    assert split > 10
+    for spy in {spy for spy, _ in read}:
+        sizes = [size for other, size in read if other is spy]
+        whole = int(np.prod(spy.get_shape()))
+        assert sum(sizes) == whole
+        if len(spy.get_shape()) == 2 and whole >= 64:
+            assert max(sizes) <= -(-whole // 4) + 32
+    trimmed = jax.tree.map(lambda x, y: np.asarray(x)[: len(y)], loaded, params)
+    assert_equal(trimmed, params)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -212,7 +283,7 @@ def test_folders_that_cannot_be_read(tmp_path):
         models.load_pretrained(folder)
     edit_config(folder, model_type="mamba")
     with pytest.raises(
-        ValueError, match="model_type 'mamba'; supported are bert, gpt2"
+        ValueError, match="model_type 'mamba'; supported are bert, gpt2, llama, t5"
     ):
         models.load_pretrained(folder)
     (folder / "config.json").write_text("{")

@@ -1,6 +1,8 @@
 """Every stage learns its toy task, measured on what it has not seen."""
 
+import dataclasses
 from functools import partial
+from typing import Any, NamedTuple
 
 import golden
 import jax
@@ -18,34 +20,43 @@ SAMPLING = rollout.Sampling(16, 8)
 QUERIES = [query for query, _ in tiny.HELD_OUT]
 
 
-@pytest.fixture(scope="module")
-def tuned():
-    """Parameters after 40 and after 160 steps of supervised fine-tuning."""
-    step, batches = tiny.compiled(steps.sft_step), tiny.sft_batches()
-    state = loop.run(step, tiny.start(tiny.ADAM, scale=1.0), batches, num_steps=40)
+class Tuned(NamedTuple):
+    """A model, and its parameters after 40 and after 160 steps of fine-tuning."""
+
+    model: Any
+    early: Any
+    late: Any
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama", "t5"])
+def tuned(request):
+    model = {"gpt2": tiny.GPT2, "llama": tiny.LLAMA, "t5": tiny.T5}[request.param]
+    step, batches = tiny.compiled(steps.sft_step, model=model), tiny.sft_batches()
+    fresh = models.init(model, jax.random.key(0))
+    state = loop.run(step, start(fresh), batches, num_steps=40)
     early = tiny.copy_of(state.params)
     for _ in range(120):
         state, _ = step(state, batches.next(state))
-    return early, state.params
+    return Tuned(model, early, state.params)
 
 
-def rewrites(params, sampling, n=1):
+def rewrites(model, params, sampling, n=1):
     """`n` per held-out query, in one list."""
     texts = rollout.rewrite(
-        tiny.GPT2, params, tiny.tokenizer(), QUERIES, jax.random.key(0),
+        model, params, tiny.tokenizer(), QUERIES, jax.random.key(0),
         sampling=sampling, n=n, batch_size=16,
     )  # fmt: skip
     return [text for of_query in texts for text in of_query]
 
 
-def resumed(params):
+def start(params):
     """A fresh start from these parameters."""
     return train_state.create(params, tiny.ADAM, jax.random.key(1))
 
 
 def test_fine_tuning_beats_the_copy(tuned):
     references = [rewrite for _, rewrite in tiny.HELD_OUT]
-    greedy = rewrites(tuned[1], SAMPLING._replace(temperature=0.0))
+    greedy = rewrites(tuned.model, tuned.late, SAMPLING._replace(temperature=0.0))
     gain = metrics.paired_bootstrap(
         metrics.rouge_l(QUERIES, references), metrics.rouge_l(greedy, references)
     )
@@ -56,25 +67,27 @@ def test_fine_tuning_beats_the_copy(tuned):
 
 
 def test_distillation_comes_nearer_to_its_teacher(tuned):
-    student, teacher = tuned
+    model, student, teacher = tuned
     settings = steps.MiniLLM.mode("lmops")
     corpus = tiny.tokenizer().plain([b for _, b in tiny.TRAIN], max_target=16)
     batches = rollout.MixtureRollouts(
-        tiny.GPT2, tiny.GPT2, teacher, tiny.sft_batches(),
+        model, model, teacher, tiny.sft_batches(),
         pair_batches(corpus, batch_size=8, seed=1, fill=tiny.EOS), SAMPLING,
         alpha=settings.alpha, rollouts=16, inner_epochs=2, batch_size=8,
     )  # fmt: skip
-    static = {"teacher": tiny.GPT2, "settings": settings}
-    step = tiny.compiled(steps.minillm_step, **static)
-    state = loop.run(step, resumed(student), batches, num_steps=60, frozen=(teacher,))
-
-    measure = steps.compile_step(
-        steps.measure, donate=False, model=tiny.GPT2, other=tiny.GPT2
+    step = tiny.compiled(
+        steps.minillm_step, model=model, teacher=model, settings=settings
     )
+    state = loop.run(step, start(student), batches, num_steps=60, frozen=(teacher,))
+
+    assert step._cache_size() == 1
+
+    measure = steps.compile_step(steps.measure, donate=False, model=model, other=model)
 
     def reverse_kl(params):
         """Of each held-out query's own sample, in nats."""
-        pairs = list(zip(QUERIES, rewrites(params, SAMPLING), strict=True))
+        drawn = rewrites(model, params, SAMPLING)
+        pairs = list(zip(QUERIES, drawn, strict=True))
         rows = tiny.tokenizer().pairs(pairs, max_source=16, max_target=16)
         measured = measure(params, collate_pairs(rows, fill=tiny.EOS), teacher)
         return np.asarray(measured.reverse_kl)
@@ -92,7 +105,7 @@ def test_online_preferences_raise_the_reward(tuned):
     queries = Batches([q for q, _ in tiny.TRAIN], list, batch_size=8, seed=0)
     with Sidecar(shortness) as sidecar:
         batches = online.OnlineRollouts(
-            tiny.GPT2,
+            tuned.model,
             tiny.tokenizer(),
             queries,
             sidecar.submit,
@@ -100,20 +113,23 @@ def test_online_preferences_raise_the_reward(tuned):
             online.prefer,
             SAMPLING,
         )
-        state = loop.run(
-            tiny.compiled(steps.dpo_step), resumed(tuned[1]), batches, num_steps=40
-        )
+        step = tiny.compiled(steps.dpo_step, model=tuned.model)
+        state = loop.run(step, start(tuned.late), batches, num_steps=40)
+    assert step._cache_size() == 1
 
     def rewards(params):
         """The mean of each held-out query's samples."""
-        texts = rewrites(params, SAMPLING, n=8)
+        texts = rewrites(tuned.model, params, SAMPLING, n=8)
         return shortness(texts, texts).total.reshape(-1, 8).mean(axis=1)
 
-    gain = metrics.paired_bootstrap(rewards(tuned[1]), rewards(state.params))
+    gain = metrics.paired_bootstrap(rewards(tuned.late), rewards(state.params))
     assert gain.low > 0, gain
 
 
-def test_the_relevance_model_beats_the_majority():
+@pytest.mark.parametrize(
+    "model", [tiny.BERT, tiny.LLAMA, tiny.T5], ids=["bert", "llama", "t5"]
+)
+def test_the_relevance_model_beats_the_majority(model):
     """Is the product the thing that is asked for, under the shop's name for it?"""
     rng = np.random.default_rng(0)
     names = list(tiny.RENAMED.values())
@@ -132,15 +148,15 @@ def test_the_relevance_model_beats_the_majority():
 
     collate = partial(collate_encoder, fill=tiny.EOS)
     optimizer = train_state.adamw(3e-3, 300)
-    start = train_state.create(
-        models.init(tiny.BERT, jax.random.key(0)), optimizer, jax.random.key(0)
-    )
-    step = steps.compile_step(steps.classify_step, model=tiny.BERT, optimizer=optimizer)
+    model = models.build(dataclasses.replace(model.config, num_labels=4))
+    fresh = models.init(model, jax.random.key(0))
+    state = train_state.create(fresh, optimizer, jax.random.key(0))
+    step = steps.compile_step(steps.classify_step, model=model, optimizer=optimizer)
     batches = Batches(train, collate, batch_size=16, seed=0)
-    state = loop.run(step, start, batches, num_steps=300)
+    state = loop.run(step, state, batches, num_steps=300)
 
     batch = collate(held_out)
-    logits = golden.apply(tiny.BERT, state.params, *batch[:3], method="classify")
+    logits = golden.apply(model, state.params, *batch[:3], method="classify")
     right = np.asarray(logits).argmax(axis=1) == batch.label
     majority = np.bincount([row.label for row in train]).argmax()
     gain = metrics.paired_bootstrap(1 * (batch.label == majority), 1 * right)

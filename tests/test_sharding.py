@@ -1,5 +1,7 @@
 """Eight devices compute what one does, and each holds its part only."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -7,7 +9,7 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
-from jaxqr import decode
+from jaxqr import decode, models
 from jaxqr.train import sharding, steps
 from jaxqr.train import state as train_state
 from jaxqr.types import Prompts
@@ -83,6 +85,49 @@ def test_eight_devices_compute_what_one_does(single, fsdp):
         np.testing.assert_array_equal(sharded.tokens, expected_tokens.tokens)
         np.testing.assert_array_equal(sharded.mask, expected_tokens.mask)
         np.testing.assert_allclose(sharded.logps, expected_tokens.logps, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", [tiny.LLAMA, tiny.T5], ids=["llama", "t5"])
+def test_other_families_compute_the_same(model, monkeypatch):
+    """A step, samples and beams on both axes, with a table rounded up for the mesh."""
+    monkeypatch.setattr(sharding, "SMALLEST", 64)
+    wide = models.build(dataclasses.replace(model.config, vocab_multiple=128))
+
+    def widened(x):
+        return np.pad(x, ((0, 84), (0, 0))) if x.shape[0] == tiny.VOCAB else x
+
+    params = tiny.params(model=model)
+    placed = sharding.shard_params(jax.tree.map(widened, params), sharding.make_mesh(2))
+    table = "embed" if model is tiny.LLAMA else "shared"
+    assert parts(placed["params"][table]["embedding"]) == {(192, 32)}
+
+    def all_of(model, params):
+        batch, prompts = (sharding.shard_batch(x, params) for x in (BATCH, PROMPTS))
+        new = {"max_new_tokens": 6}
+        drawn = decode.generate(model, params, prompts, jax.random.key(1), **new)
+        beams = decode.beam_search(
+            model, params, prompts, num_beams=4, num_groups=2, diversity_penalty=0.5,
+            **new,
+        )  # fmt: skip
+        state = start(params)
+        static = {"model": model, "optimizer": OPTIMIZER}
+        step = steps.compile_step(
+            steps.sft_step, like=state if model is wide else None, **static
+        )
+        state, metrics = step(state, batch)
+        return jax.device_get((state.params, metrics, drawn, beams))
+
+    expected, found = all_of(model, params), all_of(wide, placed)
+    narrow = jax.tree.map(lambda x, y: x[: len(y)], found[0], expected[0])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        (narrow, found[1]),
+        expected[:2],
+    )
+    for one, other in zip(found[2:], expected[2:], strict=True):
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+        np.testing.assert_array_equal(one.mask, other.mask)
+        np.testing.assert_allclose(one.logps, other.logps, atol=1e-4)
 
 
 def test_what_is_small_or_odd_is_replicated(monkeypatch):

@@ -175,9 +175,9 @@ ADAM = state.adamw(3e-3, 200)
 
 
 @cache
-def compiled(step: Any, optimizer: Any = ADAM, **static: Any) -> Any:
-    """The step on the tiny GPT-2, compiled once for all tests of a session."""
-    return steps.compile_step(step, model=GPT2, optimizer=optimizer, **static)
+def compiled(step: Any, optimizer: Any = ADAM, model: Any = GPT2, **static: Any) -> Any:
+    """The step on a tiny model, compiled once for all tests of a session."""
+    return steps.compile_step(step, model=model, optimizer=optimizer, **static)
 
 
 def sft_batches(seed: int = 0, batch_size: int = 8) -> Any:

@@ -73,7 +73,7 @@ class _Adapting:
             trained = like._replace(params=split(like.params)[0])
             placed = _shardings(trained), None
         self._step = jax.jit(of_trained, donate_argnums=0, out_shardings=placed)
-        self._cache_size = self._step._cache_size
+        self._cache_size = self._step._cache_size  # pyright: ignore[reportAttributeAccessIssue]
 
     def __call__(self, state: TrainState, *rest: Any) -> tuple[TrainState, Metrics]:
         trained, kept = split(state.params)
