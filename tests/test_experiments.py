@@ -1,12 +1,14 @@
 """The whole pipeline on a shop of a few products, and the run folder's rules."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 
-from experiments import online_dpo, pipeline, prepare
+from experiments import distill, online_dpo, pipeline, prepare
 from experiments.layout import require, stage
+from jaxqr.data.tokenize import train_tokenizer
 
 
 def brief(config, **fields):
@@ -60,6 +62,59 @@ def test_the_pipeline_ends_with_a_report(run):
     assert "true_gain" in summary["online"]["metrics"]
     page = (run.run / "report.html").read_text()
     assert all(example["query"] in page for example in summary["rewrites"][:1])
+
+
+def test_another_family_passes_through_all_stages(run, monkeypatch):
+    """Its student learns by adapters; one size for both compiles less."""
+    folder = run.run.parent / "another"
+    for stage_folder in ("data", "relevance"):
+        shutil.copytree(run.run / stage_folder, folder / stage_folder)
+    monkeypatch.setitem(pipeline.TEACHERS, "t5-tiny", "t5-tiny")
+    adapters = replace(run.sft_student.optimisation, lora_rank=4)
+    pipeline.main(
+        replace(
+            run,
+            run=folder,
+            model="t5-tiny",
+            sft_student=replace(run.sft_student, optimisation=adapters),
+        )
+    )
+    kinds = {
+        json.loads(path.read_text())["model_type"]
+        for path in folder.glob("*/model/config.json")
+    }
+    assert kinds == {"t5", "bert"}
+    prompts = [json.loads(p.read_text()) for p in folder.glob("*/model/prompt.json")]
+    assert [p["kind"] for p in prompts].count("prefix") == len(prompts) - 1  # M1's
+    summary = json.loads((folder / "summary.json").read_text())
+    assert len(summary["online"]["rows"]) == 3
+    assert len(summary["offline"]["rows"]) == 6
+
+
+def test_a_model_has_a_run_of_its_own(monkeypatch):
+    """`--model` alone does not meet a run of another model."""
+    started = []
+    monkeypatch.setattr(prepare, "main", lambda config: started.append(config.run))
+    monkeypatch.setattr(pipeline, "_beside", lambda config: 1 / 0)
+    preset = pipeline.PRESETS["quickstart"]
+    for model in (None, "llama-tiny"):
+        with pytest.raises(ZeroDivisionError):
+            pipeline.main(replace(preset, model=model))
+    assert list(map(str, started)) == ["runs/quickstart", "runs/quickstart-llama-tiny"]
+    with pytest.raises(ValueError, match=r"has no stage for: give --sft-teacher\.init"):
+        pipeline.main(replace(pipeline.PRESETS["paper-t5"], model="t5-tiny"))
+
+
+def test_models_of_other_tokenizers_do_not_distil(run, tmp_path):
+    folder = tmp_path / "mixed"
+    shutil.copytree(run.run, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.rmtree(folder / "distill")
+    other = train_tokenizer(["a few other words"], 300)
+    other.save(folder / "sft-teacher" / "model")
+    settings = json.loads((folder / "sft-teacher/model/config.json").read_text())
+    with pytest.raises(ValueError, match="tokenizers of teacher and student differ"):
+        distill.main(replace(run.distill, run=folder))
+    assert settings["vocab_size"] == 512  # more than the 300 that the tokenizer has
 
 
 def test_again_nothing_is_done_twice(run):
