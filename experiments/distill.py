@@ -96,13 +96,14 @@ def main(config: Config) -> None:
     with stage(folder, config) as work:
         if not work:
             return
-        teacher, teacher_params, teachers = training.load_model(
+        names = ("teacher", "student")
+        training.check_same(teacher_folder / "model", student_folder / "model", names)
+        teacher, teacher_params, _ = training.load_model(
             teacher_folder / "model", config.optimisation, frozen=True
         )
         student, params, tokenizer = training.load_model(
             student_folder / "model", config.optimisation, seed=config.seed
         )
-        teachers.check_same(tokenizer)
         sampling = Sampling(config.max_source, config.max_target)
         rows = tokenizer.pairs(
             data.pairs["train"],

@@ -140,7 +140,7 @@ def offline(config: Config, data: prepare.Prepared) -> dict[str, Any]:
     """Table 2: every finished stage on the test pairs, the copy baseline first."""
     pairs = training.sample_pairs(data.pairs["test"], config.pairs, config.seed)
     queries = list(dict.fromkeys(query for query, _ in pairs))
-    teacher, teacher_params, _ = training.load_stage(config.run / "sft-teacher")
+    *teacher, teachers, how = training.load_stage(config.run / "sft-teacher")
     settings = _read(config.run / "sft-teacher" / "config.json")
     sampling = Sampling(settings["max_source"], settings["max_target"], temperature=0.0)
     copies = {query: query for query in queries}
@@ -148,14 +148,19 @@ def offline(config: Config, data: prepare.Prepared) -> dict[str, Any]:
     stages = MODELS | {"student after online DPO": config.online}
     stages |= {path.name: path.name for path in sorted(config.run.glob("distill-*"))}
     for name, stage in stages.items():
-        if (config.run / stage / "done").exists():
-            systems[name] = _offline(
-                config.run / stage,
-                pairs,
-                queries,
-                (teacher, teacher_params),
-                sampling,
-            )
+        if not (config.run / stage / "done").exists():
+            continue
+        if stage == "sft-teacher":
+            system, beside = (*teacher, teachers), None
+        else:
+            *system, _ = training.load_stage(config.run / stage, how.fsdp)
+            beside = teacher
+            try:
+                teachers.check_same(system[2], "teacher", name)
+            except ValueError as error:
+                Console().print(f"{name}: no reverse KL to the teacher, as {error}")
+                beside = None
+        systems[name] = _offline(system, pairs, queries, beside, sampling)
     comparisons = [
         comparison
         for better, worse in (
@@ -165,8 +170,6 @@ def offline(config: Config, data: prepare.Prepared) -> dict[str, Any]:
         if better in systems and worse in systems
         for comparison in _compare_offline(systems, better, worse, pairs)
     ]
-    if "SFT teacher" in systems:  # 0 by definition
-        systems["SFT teacher"] = systems["SFT teacher"]._replace(reverse_kl=None)
     return {
         "pairs": len(pairs),
         "queries": len(queries),
@@ -195,8 +198,9 @@ def _texts(
     )
 
 
-def _offline(stage: Path, pairs, queries, teacher, sampling: Sampling) -> Offline:
-    model, params, tokenizer = training.load_stage(stage)
+def _offline(system, pairs, queries, teacher, sampling: Sampling) -> Offline:
+    """Numbers of a model; of its divergence from the teacher, if one is given."""
+    model, params, tokenizer = system
     greedy, drawn = (
         rollout.rewrite(
             model, params, tokenizer, queries, jax.random.key(0), sampling=s, n=n
@@ -220,7 +224,9 @@ def _offline(stage: Path, pairs, queries, teacher, sampling: Sampling) -> Offlin
         teacher=teacher,
     )
     return _texts(tokenizer, written, samples, pairs)._replace(
-        nll=columns.nll, target_tokens=columns.tokens, reverse_kl=columns.reverse_kl
+        nll=columns.nll,
+        target_tokens=columns.tokens,
+        reverse_kl=columns.reverse_kl if teacher else None,
     )
 
 
@@ -231,6 +237,8 @@ def _compare_offline(systems, better, worse, pairs) -> list[dict[str, Any]]:
     scales = {"rouge_l": 100, "rouge_l_sampled": 100, "nll": 1, "reverse_kl": 1}
     for metric, scale in scales.items():
         a, b = (getattr(systems[name], metric) for name in (worse, better))
+        if a is None or b is None:
+            continue
         if scale == 1:
             # Per token, as in the table.
             a = a / systems[worse].target_tokens
@@ -296,7 +304,7 @@ def online(config: Config, data: prepare.Prepared) -> dict[str, Any]:
 
 
 def _write(stage: Path, queries: Sequence[str], sampling: Sampling) -> list[str]:
-    model, params, tokenizer = training.load_stage(
+    model, params, tokenizer, _ = training.load_stage(
         require(stage, "python -m experiments.pipeline PRESET")
     )
     texts = rollout.rewrite(

@@ -99,10 +99,11 @@ def stage(folder: Path, config: Any) -> Iterator[bool]:
     if path.exists():
         before = json.loads(path.read_text())
         if before != settings:
+            old, new = dict(_leaves(before)), dict(_leaves(settings))
             changed = ", ".join(
-                f"{key} {before.get(key)!r} -> {settings.get(key)!r}"
-                for key in sorted({*before, *settings})
-                if before.get(key) != settings.get(key)
+                f"{key} {old.get(key)!r} -> {new.get(key)!r}"
+                for key in sorted({*old, *new})
+                if old.get(key) != new.get(key)
             )
             raise ValueError(
                 f"{folder} was begun with other settings ({changed}). Delete it to "
@@ -124,6 +125,15 @@ def stage(folder: Path, config: Any) -> Iterator[bool]:
                 folder.rmdir()
             raise
         (folder / "done").touch()
+
+
+def _leaves(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting under its dotted name."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            yield from _leaves(value, f"{name}.{key}" if name else key)
+    else:
+        yield name, settings
 
 
 @contextmanager

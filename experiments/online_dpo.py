@@ -167,6 +167,7 @@ def main(config: Config) -> None:
                 config.optimisation,
                 evaluate=evaluate,
                 frozen=(params,) if config.reference == "frozen" else (),
+                start_stays=True,  # the KL is to it
                 seed=config.seed,
                 log_every=1,
                 beta=config.beta,

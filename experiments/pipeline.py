@@ -33,6 +33,7 @@ from experiments import (
     warmup,
 )
 from experiments.layout import launch, set_up
+from experiments.training import check_same
 
 Model = Literal["gpt2-tiny", "llama-tiny", "t5-tiny"]
 
@@ -92,8 +93,16 @@ def main(config: Config) -> None:
                 f"--model {config.model} is trained from scratch, which this preset "
                 "has no stage for: give --sft-teacher.init and --sft-student.init"
             )
+        if config.sft_teacher.init or config.sft_student.init:
+            raise ValueError(
+                f"--model {config.model} begins at random, --sft-*.init with a "
+                "pretrained folder: give one of the two"
+            )
         teacher = replace(teacher, model=TEACHERS[config.model])
         student = replace(student, model=config.model)
+    teachers, students = config.sft_teacher.init, config.sft_student.init
+    if teachers and students and teachers.is_dir() and students.is_dir():
+        check_same(teachers, students, ("teacher", "student"))
     prepare.main(replace(config.prepare, run=run))
     with _beside(replace(config.relevance, run=run)):
         for module, stage in (

@@ -138,7 +138,10 @@ def main(config: Config) -> None:
             seed=config.seed,
         )
         m1 = RelevanceModel.load(
-            folder / "model", data.collection.products, max_tokens=config.max_tokens
+            folder / "model",
+            data.collection.products,
+            max_tokens=config.max_tokens,
+            dtype=config.optimisation.dtype,
         )
         report = compare(m1, test, train, data.collection, config.seed)
         write_json(folder / "evaluation.json", report)
@@ -149,10 +152,17 @@ def _start(config: Config, tokenizer: Tokenizer) -> tuple[Any, Any, Tokenizer]:
     key, labels = jax.random.key(config.seed), len(LABELS)
     how = config.optimisation.computation()
     if config.init:
+        tokenizer = Tokenizer.load(config.init)
+        training.check_ids(config.init, models.load_config(config.init), tokenizer)
+        fsdp = config.optimisation.fsdp
         model, params = models.load_pretrained(
-            config.init, num_labels=labels, key=key, **how
+            config.init,
+            num_labels=labels,
+            key=key,
+            place=training.placement(fsdp) if fsdp > 1 else None,
+            **how,
         )
-        return model, params, Tokenizer.load(config.init)
+        return model, params, tokenizer
     model = training.fresh_model(config.model, tokenizer, num_labels=labels, **how)
     return model, models.init(model, key), tokenizer
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.layout import require
 from experiments.prepare import Prepared
+from experiments.training import Optimisation, placement
 from jaxqr import metrics
 from jaxqr.data import shop
 from jaxqr.records import GAINS
@@ -46,8 +47,13 @@ def build(
     folder = require(run / "relevance", "python -m experiments.relevance PRESET")
     products = data.collection.products
     settings = json.loads((folder / "config.json").read_text())
+    how = Optimisation(**settings["optimisation"])
     relevance = RelevanceModel.load(
-        folder / "model", products, max_tokens=settings["max_tokens"]
+        folder / "model",
+        products,
+        max_tokens=settings["max_tokens"],
+        dtype=how.dtype,
+        place=placement(how.fsdp) if how.fsdp > 1 else None,
     )
     retriever = EmbeddedRetriever.build(products.values())
     counts = Counter(p.brand for p in products.values() if p.brand)

@@ -18,6 +18,8 @@ from experiments import prepare, training
 from experiments.layout import launch, require, stage
 from experiments.training import Optimisation, Prompting
 from jaxqr.data.pipeline import pair_batches
+from jaxqr.data.prompts import Prompt
+from jaxqr.data.tokenize import Tokenizer
 from jaxqr.train import steps
 from jaxqr.train.rollout import Sampling
 
@@ -130,6 +132,15 @@ def main(config: Config) -> None:
         model, params, tokenizer = training.load_model(
             start, config.optimisation, prompting=config.prompt, seed=config.seed
         )
+        # A stage that goes on another day has the prompt that it began with.
+        if begun := Prompt.load(folder):
+            tokenizer = tokenizer.with_prompt(begun)
+        elif tokenizer.prompt:
+            tokenizer.prompt.save(folder)
+        other = "student" if config.role == "teacher" else "teacher"
+        if ((done := config.run / f"sft-{other}") / "done").exists():
+            others = Tokenizer.load(done / "model")
+            tokenizer.check_same(others, config.role, other)
         rows = tokenizer.pairs(
             data.pairs["train"],
             max_source=config.max_source,

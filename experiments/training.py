@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxqr import metrics, models
+from jaxqr.data import prompts
 from jaxqr.data.pipeline import collate_pairs, in_order
 from jaxqr.data.tokenize import Tokenizer
 from jaxqr.train import loop, rollout, sharding, state, steps
@@ -85,57 +86,121 @@ def load_model(
         seed: decides fresh adapters.
 
     Raises:
-        ValueError: model and tokenizer end a text differently, or the tokenizer has
-            ids that the model has not.
+        FileNotFoundError: no such folder, or a file is missing in it.
+        ValueError: the folder is not of a language model, or model and tokenizer do
+            not belong together.
     """
-    tokenizer = Tokenizer.load(folder)
-    options: dict[str, Any] = {"num_tokens": tokenizer.vocab_size}
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is not a folder: give the path of a Hugging Face folder, with "
+            "config.json, safetensors and tokenizer files in it"
+        )
+    options: dict[str, Any] = {}
     fsdp = 1
     if optimisation is not None:
         fsdp = optimisation.fsdp
         options |= optimisation.computation()
     if frozen:
         options |= {"remat": "none", "lora_rank": 0}
+    # All that can be wrong is looked at before gigabytes are read.
+    config, tokenizer = models.load_config(folder), Tokenizer.load(folder)
+    _check_belongs(folder, config, tokenizer)
+    options["num_tokens"] = tokenizer.vocab_size
     if fsdp > 1:
         options["vocab_multiple"] = math.lcm(128, fsdp)
-    model, params = models.load_pretrained(
-        folder,
-        key=jax.random.key(seed),
-        place=partial(sharding.placed, mesh=sharding.make_mesh(fsdp)),
-        **options,
+    tokenizer = _prompted(
+        tokenizer, folder, models.build(config), prompting or Prompting()
     )
-    ends = model.config.eos_token_id
+    model, params = models.load_pretrained(
+        folder, key=jax.random.key(seed), place=placement(fsdp), **options
+    )
+    return model, params, tokenizer
+
+
+def placement(fsdp: int) -> Callable[[jax.ShapeDtypeStruct], jax.sharding.Sharding]:
+    """Where parameters live, for `models.load_pretrained`."""
+    return partial(sharding.placed, mesh=sharding.make_mesh(fsdp))
+
+
+def _check_belongs(folder: Path, config: Any, tokenizer: Tokenizer) -> None:
+    if not isinstance(config, models.LanguageModelConfig) or config.num_labels:
+        kind = type(config).__name__.removesuffix("Config")
+        what = "classifier" if config.num_labels else "encoder"
+        raise ValueError(
+            f"{folder} holds a {kind} {what}, which writes no text: give the folder of "
+            "a GPT-2, Llama or T5 language model"
+        )
+    check_ids(folder, config, tokenizer)
+    ends = vars(config)["eos_token_id"]
     if tokenizer.eos not in (ends if isinstance(ends, tuple) else (ends,)):
         raise ValueError(
             f"{folder}: config.json ends texts with token {ends}, the tokenizer with "
             f"{tokenizer.eos}; generation would never stop. Set both to the same "
             "eos_token_id"
         )
-    prompting = prompting or Prompting()
+
+
+def check_ids(folder: Path, config: Any, tokenizer: Tokenizer) -> None:
+    """Refuses a tokenizer with ids that the model has no embedding of.
+
+    Raises:
+        ValueError: it has.
+    """
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model "
+            f"{config.vocab_size}: they are not of one model"
+        )
+
+
+def _prompted(
+    tokenizer: Tokenizer, folder: Path, model: Any, prompting: Prompting
+) -> Tokenizer:
+    """The tokenizer with the prompt that was asked for, or that suits the model."""
     kind = prompting.kind
     if kind is None and (
-        prompting.instruction is not None or not (folder / "prompt.json").exists()
+        prompting.instruction is not None or not (folder / prompts.FILE).exists()
     ):
         chat = "chat" if tokenizer.has_chat_template else "completion"
         kind = "prefix" if model.encoder_decoder else chat
-    if kind is not None:
-        tokenizer = tokenizer.with_prompt(kind, prompting.instruction)
-    return model, params, tokenizer
+    if kind is None:
+        return tokenizer
+    return tokenizer.with_prompt(kind, prompting.instruction)
 
 
-def load_stage(stage: Path) -> tuple[Any, Params, Tokenizer]:
-    """What a finished stage has trained, to compute as it did there."""
+def check_same(one: Path, other: Path, names: tuple[str, str]) -> None:
+    """Refuses two folders whose tokenizers differ, before anything is read or trained.
+
+    Raises:
+        ValueError: they do; the message says how.
+    """
+    Tokenizer.load(one).check_same(Tokenizer.load(other), *names)
+
+
+def load_stage(
+    stage: Path, fsdp: int | None = None
+) -> tuple[Any, Params, Tokenizer, Optimisation]:
+    """What a finished stage has trained, to compute as it did there.
+
+    Models that meet in one computation must share `fsdp`, if it is not the stage's.
+    """
     settings = json.loads((stage / "config.json").read_text())
-    optimisation = Optimisation(**settings["optimisation"])
-    return load_model(stage / "model", optimisation, frozen=True)
+    how = Optimisation(**settings["optimisation"])
+    how = dataclasses.replace(how, fsdp=how.fsdp if fsdp is None else fsdp)
+    return *load_model(stage / "model", how, frozen=True), how
 
 
 def fresh_model(name: str, tokenizer: Tokenizer, **fields: Any) -> Any:
     """A module of a preset's size for a tokenizer's ids.
 
     Raises:
-        ValueError: no such preset.
+        ValueError: no such preset, or adapters, which would stand beside random maps.
     """
+    if fields.get("lora_rank"):
+        raise ValueError(
+            f"lora_rank={fields['lora_rank']}: adapters need a pretrained model, and "
+            f"{name} begins at random; give a folder with --init, or lora-rank 0"
+        )
     known = {field.name for field in dataclasses.fields(models.preset(name))}
     fields |= {
         "vocab_size": tokenizer.vocab_size,
@@ -168,6 +233,7 @@ def train(
     evaluate: Callable[[TrainState], dict[str, float]],
     score: str | None = None,
     frozen: tuple[Params, ...] = (),
+    start_stays: bool = False,
     seed: int = 0,
     log_every: int = 10,
     **static: Any,
@@ -175,8 +241,8 @@ def train(
     """Runs one stage in `folder` and exports its model to `folder/model`.
 
     That is the model of the best `score` among the evaluations, or the last one if
-    no score is named. The other arguments are those of `loop.run`; `static` goes to
-    the step.
+    no score is named. `params` are given away, unless `start_stays`. The other
+    arguments are those of `loop.run`; `static` goes to the step.
     """
     params = sharding.shard_params(params, sharding.make_mesh(optimisation.fsdp))
     optimizer = state.adamw(
@@ -186,7 +252,10 @@ def train(
         schedule=optimisation.schedule,
         weight_decay=optimisation.weight_decay,
     )
-    start = state.create(params, optimizer, jax.random.key(seed))
+    start = state.create(
+        params, optimizer, jax.random.key(seed), donate=not start_stays
+    )
+    del params
 
     def keep(params: Params) -> None:
         export(folder / "model", model, params, tokenizer)

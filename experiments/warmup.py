@@ -76,7 +76,9 @@ def main(config: Config) -> None:
     with stage(folder, config) as work:
         if not work:
             return
-        model = training.fresh_model(config.model, data.tokenizer)
+        model = training.fresh_model(
+            config.model, data.tokenizer, **config.optimisation.computation()
+        )
         tokenizer = data.tokenizer
         if model.encoder_decoder:  # one task, so no word in front of it
             tokenizer = tokenizer.with_prompt("prefix", "")

@@ -119,6 +119,18 @@ def test_a_checkpoint_holds_the_adapters_alone(tmp_path):
     assert {name.split(".")[1] for name in names if name.startswith("p")} == {"lora"}
     resumed = train(4, tmp_path / "broken")
     tiny.assert_same_bits(resumed, whole)
+    # Its base must be the one that it began with, to the last bit.
+    checkpoints = Checkpoints(tmp_path / "whole" / "checkpoints")
+    like, changed = params(), params()
+    table = changed["params"]["shared"]["embedding"]
+    swapped = table.at[jnp.array([3, 5])].set(table[jnp.array([5, 3])])
+    changed["params"]["shared"]["embedding"] = swapped
+    assert checkpoints.restore(start(like)) is not None
+    spread = sharding.shard_params(like, sharding.make_mesh(2))
+    assert checkpoints.restore(start(spread)) is not None
+    with pytest.raises(ValueError, match="adapters of a model that has other weights"):
+        checkpoints.restore(start(changed))
+    checkpoints.close()
     # Without adapters it is another run.
     checkpoints = Checkpoints(tmp_path / "whole" / "checkpoints")
     with pytest.raises(ValueError, match=r"lora.*expected None"):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments import distill, online_dpo, pipeline, prepare
+from experiments import distill, evaluate, online_dpo, pipeline, prepare
 from experiments.layout import require, stage
 from jaxqr.data.tokenize import train_tokenizer
 
@@ -114,6 +114,14 @@ def test_models_of_other_tokenizers_do_not_distil(run, tmp_path):
     settings = json.loads((folder / "sft-teacher/model/config.json").read_text())
     with pytest.raises(ValueError, match="tokenizers of teacher and student differ"):
         distill.main(replace(run.distill, run=folder))
+    # Nor are they compared, which needs one vocabulary; the rest is.
+    table = evaluate.offline(
+        replace(run.evaluate, run=folder, pairs=8), prepare.load(folder)
+    )
+    rows = {row["model"]: row for row in table["rows"]}
+    assert rows["SFT student"]["nll_per_token"] > 0
+    assert rows["SFT student"]["reverse_kl"] is None
+    assert "reverse_kl" not in {c["metric"] for c in table["comparisons"]}
     assert settings["vocab_size"] == 512  # more than the 300 that the tokenizer has
 
 

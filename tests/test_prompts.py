@@ -236,6 +236,19 @@ def test_a_template_without_bos_gets_none(folders, chat):
     assert rows[0] == rendered(folders / "unopened", f"{INSTRUCTION}\n{QUERIES[0]}")
 
 
+def test_llamas_date_is_the_same_every_day(folders):
+    """Its templates ask the clock only if nobody tells them the date."""
+    tokenizer = Tokenizer.load(folders / "dated")
+    tokenizer._tokenizer.chat_template = (
+        "{% if date_string is not defined %}"
+        "{% set date_string = strftime_now('%H:%M:%S.%f') %}{% endif %}"
+        "Today: {{ date_string }}\n{{ messages[0]['content'] }}\n"
+    )
+    first, second = (tokenizer.with_prompt("chat").prompt for _ in range(2))
+    assert first == second
+    assert first.before.startswith("Today: 26 Jul 2024\n")
+
+
 def test_a_date_is_written_once(folders, chat, tmp_path):
     first = Tokenizer.load(folders / "dated").with_prompt("chat", INSTRUCTION)
     second = Tokenizer.load(folders / "dated").with_prompt("chat", INSTRUCTION)

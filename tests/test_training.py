@@ -79,7 +79,8 @@ def test_a_stage_computes_again_as_it_did(tmp_path):
     how = Optimisation(3, 4, 1e-3, dtype="bfloat16", lora_rank=2)
     settings = {"optimisation": dataclasses.asdict(how), "k": 3}
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    model, params, _ = training.load_stage(tmp_path)
+    model, params, _, again = training.load_stage(tmp_path)
+    assert again == how
     assert (model.config.dtype, model.config.lora_rank) == ("bfloat16", 0)
     assert params.keys() == {"params"}
 
@@ -93,8 +94,29 @@ def test_folders_that_do_not_fit_their_tokenizer(tmp_path):
     assert model.config.eos_token_id == (7, 0)
     assert tokenizer.eos == 0
     folder = folder_of("t5", tmp_path / "few", vocab_size=290)
-    with pytest.raises(ValueError, match="num_tokens=300 is more than vocab_size=290"):
+    with pytest.raises(ValueError, match="tokenizer has 300 ids, the model 290"):
         training.load_model(folder)
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder: give the"):
+        training.load_model(tmp_path / "nowhere")
+
+
+def test_folders_that_write_no_text(tmp_path):
+    """Refused before anything is read."""
+    for name, fields in (("t5", {"num_labels": 4}), ("llama", {"num_labels": 4})):
+        folder = folder_of(name, tmp_path / name, **fields)
+        with pytest.raises(ValueError, match="classifier, which writes no text"):
+            training.load_model(folder)
+    tiny.tokenizer().save(tmp_path / "bert")
+    bert = models.build(dataclasses.replace(tiny.BERT.config, num_labels=0))
+    params = models.init(bert, jax.random.key(0))
+    models.save_pretrained(tmp_path / "bert", bert, params)
+    with pytest.raises(ValueError, match="Bert encoder, which writes no text"):
+        training.load_model(tmp_path / "bert")
+
+
+def test_adapters_want_a_pretrained_model():
+    with pytest.raises(ValueError, match="lora_rank=2: adapters need a pretrained"):
+        training.fresh_model("gpt2-tiny", tiny.tokenizer(), lora_rank=2)
 
 
 @pytest.mark.parametrize("name", ["gpt2-tiny", "llama-tiny", "t5-tiny", "bert-tiny"])

@@ -30,6 +30,10 @@ INSTRUCTIONS = {
 # that no template escapes it.
 QUERY = "Query7f3a9e51"
 
+# What Llama's templates say the day is where they are not told. Teacher and student,
+# and the same stage tomorrow, must not be told another one.
+DATE = "26 Jul 2024"
+
 # Any query of ordinary words, on which a layout is tried.
 PROBE = "red shoes"
 
@@ -123,6 +127,7 @@ def _chat(tokenizer: Any, instruction: str) -> Prompt:
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
         tokenize=False,
+        date_string=DATE,
     )
     around = text.split(QUERY)
     if len(around) != 2:

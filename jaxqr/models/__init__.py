@@ -28,7 +28,8 @@ dict of collections: `params`, and `lora` where the config asks for adapters.
 from typing import Any
 
 from jaxqr.models.bert import BertConfig
-from jaxqr.models.convert import load_pretrained, save_pretrained
+from jaxqr.models.config import LanguageModelConfig
+from jaxqr.models.convert import load_config, load_pretrained, save_pretrained
 from jaxqr.models.families import family_of
 from jaxqr.models.gpt2 import GPT2Config
 from jaxqr.models.layers import init
@@ -40,11 +41,13 @@ __all__ = [
     "PRESETS",
     "BertConfig",
     "GPT2Config",
+    "LanguageModelConfig",
     "LlamaConfig",
     "RopeScaling",
     "T5Config",
     "build",
     "init",
+    "load_config",
     "load_pretrained",
     "preset",
     "save_pretrained",

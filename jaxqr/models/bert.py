@@ -43,6 +43,7 @@ class BertConfig(ModelConfig):
     """Whether there is a pooler; a head has one in any case."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_heads(self.hidden_size, self.num_attention_heads)
 
 

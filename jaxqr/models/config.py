@@ -1,7 +1,7 @@
 """What the configs of all families have in common; Hugging Face has no names for it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "dots"]
@@ -19,10 +19,19 @@ class ModelConfig:
     """What the backward pass computes again instead of storing it: nothing, each block
     as a whole, or all of a block but its matrix products (`dots`)."""
     lora_rank: int = 0
-    """Rank of the adapters beside every linear map of the blocks (Hu et al. 2021).
-    With adapters, they and a classification head are all that is trained."""
+    """Rank of the adapters beside every linear map of the blocks, and BERT's pooler (Hu
+    et al. 2021). With adapters, they and a classification head are all that is
+    trained."""
     lora_alpha: float = 16.0
     """The product of a map's two adapters is scaled by `lora_alpha / lora_rank`."""
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("dtype", get_args(Dtype)), ("remat", get_args(Remat))):
+            if (value := getattr(self, name)) not in kinds:
+                raise ValueError(f"{name}={value!r} is not one of {kinds}")
+        for name in ("num_labels", "lora_rank"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"{name}={value}: expected 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,3 +47,9 @@ class LanguageModelConfig(ModelConfig):
     vocab_multiple: int = 1
     """Embeddings have a multiple of this many rows, so that they split evenly over a
     mesh. The rows beyond `vocab_size` are zero, never predicted and never exported."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_tokens", "vocab_multiple"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name}={value}: expected 1 or more")

@@ -112,14 +112,36 @@ def load_pretrained(
     return model, unflatten_dict(flat, sep="/")
 
 
+def load_config(path: str | Path, **overrides: Any) -> Any:
+    """Read what a Hugging Face folder holds, and none of its numbers.
+
+    Args:
+        path: the folder.
+        **overrides: config fields to set in place of the folder's.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if `load_pretrained` would refuse the folder's config.
+    """
+    folder = Path(path)
+    settings = _read_json(folder / CONFIG)
+    family = _family(settings, folder)
+    with ExitStack() as files:
+        stored = _open(folder, family, files)
+        shapes = {name: tuple(x.get_shape()) for name, x in stored.items()}
+    return _config(family, settings, shapes, folder, overrides)
+
+
 def save_pretrained(
     path: str | Path, model: Any, params: Params, *, shard_bytes: int = 5 * 10**9
 ) -> None:
-    """Write config.json and safetensors so that transformers can load them.
+    """Write config.json and safetensors (float32) so that transformers can load them.
 
     Everything is complete before any of it appears under its name. `load_pretrained`
     reads back what was written bit for bit, adapters excepted: they are merged into
-    the maps that they stand beside, W + (alpha / rank) A B.
+    the maps that they stand beside, W + (alpha / rank) A B. A decoder's classifier is
+    exported with EOS for padding, by which transformers finds a row's last token; of
+    rows that end in EOS it reads the token before.
 
     Args:
         path: the folder; it is created where it does not exist.
@@ -176,11 +198,12 @@ def save_pretrained(
             (written / INDEX).write_text(_json(index), encoding="utf-8")
             files.append(INDEX)
         (written / CONFIG).write_text(_json(settings), encoding="utf-8")
-        for name in (*files, CONFIG):
+        for name in files:
             os.replace(written / name, folder / name)
-    for old in (*folder.glob("model*.safetensors"), folder / INDEX):
-        if old.name not in files:  # of an earlier save in another number of files
-            old.unlink(missing_ok=True)
+        for old in (*folder.glob("model*.safetensors"), folder / INDEX):
+            if old.name not in files:  # of an earlier save in another number of files
+                old.unlink(missing_ok=True)
+        os.replace(written / CONFIG, folder / CONFIG)
 
 
 def _flatten(params: Params) -> dict[str, Any]:
@@ -244,7 +267,9 @@ def _merged(flat: Mapping[str, Any], ours: str, config: Any) -> Any:
     x, map_ = flat[ours], ours.removeprefix("params/").removesuffix("/kernel")
     if (a := flat.get(f"lora/{map_}/a")) is None or not ours.endswith("/kernel"):
         return x
-    return x + config.lora_alpha / config.lora_rank * (a @ flat[f"lora/{map_}/b"])
+    # In full precision: an accelerator's default may be less.
+    product = jnp.matmul(a, flat[f"lora/{map_}/b"], precision="highest")
+    return x + config.lora_alpha / config.lora_rank * product
 
 
 def _shards(wanted: Wanted, most: int) -> Iterator[list[str]]:
@@ -340,7 +365,10 @@ def _open(folder: Path, family: Family, files: ExitStack) -> dict[str, Any]:
     if (folder / WEIGHTS).exists():
         shards = [WEIGHTS]
     elif (folder / INDEX).exists():
-        shards = sorted({*_read_json(folder / INDEX)["weight_map"].values()})
+        index = _read_json(folder / INDEX).get("weight_map")
+        if not index:
+            raise ValueError(f"{folder / INDEX} names no files: download it again")
+        shards = sorted({*index.values()})
     else:
         raise FileNotFoundError(
             f"neither {WEIGHTS} nor {INDEX} is in {folder}: download the folder's "

@@ -46,6 +46,7 @@ class GPT2Config(LanguageModelConfig):
     """What ends a text; the first of several is what a finished row is filled with."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_heads(self.n_embd, self.n_head)
 
     @property

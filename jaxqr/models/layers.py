@@ -135,7 +135,7 @@ def tokens_of(config: Any) -> int:
     Raises:
         ValueError: more than it has.
     """
-    count = config.num_tokens or config.vocab_size
+    count = config.vocab_size if config.num_tokens is None else config.num_tokens
     if count > config.vocab_size:
         raise ValueError(
             f"num_tokens={count} is more than vocab_size={config.vocab_size}: the "

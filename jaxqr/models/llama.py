@@ -72,6 +72,7 @@ class LlamaConfig(LanguageModelConfig):
     """What ends a text; the first of several is what a finished row is filled with."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.head_dim is None:
             check_heads(self.hidden_size, self.num_attention_heads)
         if self.num_attention_heads % self.kv_heads:

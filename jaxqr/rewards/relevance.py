@@ -1,4 +1,4 @@
-"""M1: how relevant a product is to a query, by a BERT cross-encoder.
+"""M1: how relevant a product is to a query, by a cross-encoder such as BERT.
 
 The encoder reads query and product text together and predicts ESCI's four labels;
 the relevance is the expected gain, sum_j p_j gain_j, in [0, 1]. This is the one
@@ -42,7 +42,7 @@ class RelevanceModel:
     Several threads may call it, such as a sidecar's and that of an evaluation.
 
     Args:
-        model: an encoder with `len(LABELS)` classes.
+        model: one of `jaxqr.models` with `len(LABELS)` classes, of any family.
         params: its parameters.
         tokenizer: its tokenizer.
         products: product by id.
@@ -77,12 +77,14 @@ class RelevanceModel:
         *,
         gains: Mapping[str, float] = GAINS,
         max_tokens: int = MAX_TOKENS,
+        **options: Any,
     ) -> "RelevanceModel":
-        """Reads a Hugging Face folder of an encoder with four classes.
+        """Reads a Hugging Face folder of a model of any family with four classes.
 
-        `max_tokens` should be the length that it was trained with.
+        `max_tokens` should be the length that it was trained with; `options` go to
+        `models.load_pretrained`, such as `dtype` and `place`.
         """
-        model, params = models.load_pretrained(folder)
+        model, params = models.load_pretrained(folder, **options)
         tokenizer = Tokenizer.load(folder)
         return cls(
             model, params, tokenizer, products, gains=gains, max_tokens=max_tokens

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxqr.train.state import joined, split
-from jaxqr.types import TrainState
+from jaxqr.types import Params, TrainState
 
 
 class Checkpoints:
@@ -38,14 +39,14 @@ class Checkpoints:
         """Saves after `step`; `host` may hold JSON values and numpy arrays."""
         if step in self._manager.all_steps():
             return
-        state = state._replace(params=split(state.params)[0])
+        trained, kept = split(state.params)
+        state = state._replace(params=trained)
+        described = {"arrays": _described(state), "kept": _fingerprint(kept)}
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                host=ocp.args.JsonSave(
-                    {"arrays": _described(state), "host": _to_json(host)}
-                ),
+                host=ocp.args.JsonSave(described | {"host": _to_json(host)}),
             ),
         )
 
@@ -53,7 +54,8 @@ class Checkpoints:
         """The newest checkpoint with the shapes and shardings of `like`, or None.
 
         Raises:
-            ValueError: the checkpoint holds a state of other names, shapes or dtypes.
+            ValueError: the checkpoint holds a state of other names, shapes or dtypes,
+                or adapters of another model.
         """
         step = self._manager.latest_step()
         if step is None:
@@ -72,6 +74,12 @@ class Checkpoints:
                     f"expected {here.get(name)}: it is of another model or optimiser; "
                     "use another folder, or remove this one to start anew"
                 )
+        if host.get("kept", []) != _fingerprint(kept):
+            raise ValueError(
+                f"{self._folder / str(step)} holds adapters of a model that has other "
+                "weights than the one that was loaded: give back the folder that the "
+                "run began with, or remove this one to start anew"
+            )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         state = self._manager.restore(step, args=args)["state"]
@@ -90,6 +98,20 @@ def _described(state: TrainState) -> dict[str, str]:
         jax.tree_util.keystr(path, simple=True, separator="."): f"{x.dtype}{x.shape}"
         for path, x in arrays
     }
+
+
+def _fingerprint(params: Params) -> list[int]:
+    """A number for each array, in which every bit counts; the devices do not."""
+
+    def number(x):
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+        for axis in range(x.ndim):  # odd factors: no bit of a number is lost
+            place = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+            bits = bits * (2 * place + 1)
+        return jnp.sum(bits, dtype=jnp.uint32)
+
+    numbers = jax.jit(lambda params: jax.tree.map(number, params))(params)
+    return [int(x) for x in jax.tree.leaves(jax.device_get(numbers))]
 
 
 def _to_json(value: Any) -> Any:

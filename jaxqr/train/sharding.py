@@ -27,7 +27,11 @@ def make_mesh(fsdp: int = 1) -> Mesh:
     """
     count = jax.device_count()
     if count % fsdp:
-        raise ValueError(f"fsdp={fsdp} does not divide the {count} devices")
+        fitting = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+        raise ValueError(
+            f"fsdp={fsdp} does not divide the {count} devices of this machine: choose "
+            f"one of {fitting} (--optimisation.fsdp)"
+        )
     return jax.make_mesh(
         (count // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2
     )

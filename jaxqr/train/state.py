@@ -83,13 +83,17 @@ def joined(trained: Params, kept: Params) -> Params:
 
 
 def create(
-    params: Params, optimizer: optax.GradientTransformation, key: Key[Array, ""]
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    key: Key[Array, ""],
+    *,
+    donate: bool = False,
 ) -> TrainState:
     """The state before the first step.
 
-    What is trained of `params` is copied, because steps donate it; what is not trained
-    is shared with the caller. On a mesh, each of the optimiser's arrays is made where
-    its parameter lies.
+    What is trained of `params` is copied, because steps donate it, or itself donated;
+    what is not trained is shared with the caller. On a mesh, each of the optimiser's
+    arrays is made where its parameter lies.
     """
     trained, kept = split(params)
 
@@ -100,5 +104,6 @@ def create(
     mesh, placed = sharding.mesh_of(params), None
     if mesh is not None:
         placed = sharding.shardings(jax.eval_shape(fresh, trained, key), mesh)
-    state = jax.jit(fresh, out_shardings=placed)(trained, key)
+    make = jax.jit(fresh, out_shardings=placed, donate_argnums=(0,) if donate else ())
+    state = make(trained, key)
     return state._replace(params=joined(state.params, kept))

@@ -53,6 +53,7 @@ class T5Config(LanguageModelConfig):
     """What the decoder reads before the first target token."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.feed_forward_proj not in ("relu", "gated-gelu"):
             raise ValueError(
                 f"feed_forward_proj={self.feed_forward_proj!r} is not supported: "
