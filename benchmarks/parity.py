@@ -14,6 +14,7 @@ own, one after another: none holds more than one copy of the model. Needs torch.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -57,29 +58,21 @@ class Case(NamedTuple):
     length: int
 
 
-class Inputs(NamedTuple):
-    """Two texts, the first padded on the left and the second on the right."""
-
-    tokens: np.ndarray
-    mask: np.ndarray
-    target: np.ndarray
-    target_mask: np.ndarray
-
-
 def main(config: Config) -> None:
     """Prints a row for each model."""
     if find_spec("torch") is None:
         print("Nothing is compared: torch is not installed here (pip install torch).")
         return
+    jax.config.update("jax_platforms", "cpu")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # for the processes to come
+    named = [Case(name, models.preset(name), config.length) for name in config.models]
     print(precision())
     print("\n| model | parameters | worst difference | largest logit |")
     print("|---|---|---|---|")
-    named = [Case(name, models.preset(name), config.length) for name in config.models]
     call = in_its_own_process if config.models else here
     for case in named or small(config.length):
         if (lacking := lacking_bytes(case.config)) > 0:
-            lacking = f"skipped: {lacking / 2**30:.1f} GiB of memory too few"
-            print(f"| {case.name} | {lacking} | | |")
+            print(f"| {case.name} | skipped: {lacking / 1e9:.1f} GB too few | | |")
             continue
         with TemporaryDirectory() as folder:
             count = call(write, folder, case.config)
@@ -106,14 +99,15 @@ def precision() -> str:
     import torch  # pyright: ignore[reportMissingImports]
 
     one, two = np.random.default_rng(0).normal(size=(2, 512, 512)).astype(np.float32)
-    exact = np.float64(one) @ np.float64(two)
+    exact = np.matmul(one, two, dtype=np.float64)
 
     def error(product: Any) -> float:
         return np.abs(np.asarray(product) - exact).max() / np.abs(exact).max()
 
+    setting = jax.config.values["jax_default_matmul_precision"]
     return (
         f"jax on {jax.default_backend()}, default matmul precision "
-        f"{jax.config.jax_default_matmul_precision or 'not set'}: a product of float32 "
+        f"{setting or 'not set'}: a product of float32 "
         f"matrices is within {error(jnp.asarray(one) @ jnp.asarray(two)):.0e} of "
         f"float64's, in torch within {error(torch.tensor(one) @ torch.tensor(two)):.0e}"
         " (TF32 or bfloat16 would be at about 1e-3)."
@@ -150,7 +144,7 @@ def small(length: int) -> Iterator[Case]:
     )
 
     first = {"feed_forward_proj": "relu", "tied": True, "scale_decoder_outputs": True}
-    farther = t5().relative_attention_max_distance + length
+    farther = models.T5Config().relative_attention_max_distance + length
     yield Case("T5 1.0", t5(**first), farther)
     yield Case("T5 1.1", t5(), farther)
     yield Case("BERT, last states", bert(), length)
@@ -160,14 +154,14 @@ def small(length: int) -> Iterator[Case]:
         yield Case(f"{name}, classes", make(num_labels=4), length)
 
 
-def lacking_bytes(config: Any) -> int:
-    """Bytes of memory that are missing for two copies of the model."""
+def lacking_bytes(config: Any) -> float:
+    """Bytes of memory that are missing for one copy of the model, and all beside it."""
     model = models.build(config)
     shapes = jax.eval_shape(partial(models.init, model), jax.random.key(0))
-    needed = 2 * sum(4 * x.size for x in jax.tree.leaves(shapes))
+    needed = 1.1 * sum(4 * x.size for x in jax.tree.leaves(shapes)) + 4 * SHARD_BYTES
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-    except FileNotFoundError:
+    except FileNotFoundError:  # not Linux: nothing is known
         return 0
     (free,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
     return needed - 1024 * int(free)
@@ -184,24 +178,31 @@ def write(folder: str, config: Any) -> int:
             return x
         return x + rng.normal(0, 0.1, x.shape).astype(np.float32)
 
-    params = jax.tree.map(changed, models.init(model, jax.random.key(0)))
+    # As `models.init`, but operation by operation: one program for all of them takes
+    # long to compile, and 1.5 times the model beside it.
+    params = model.init(jax.random.key(0), method="run_once")
+    params = jax.tree.map(changed, params)
     models.save_pretrained(folder, model, params, shard_bytes=SHARD_BYTES)
     return sum(x.size for x in jax.tree.leaves(params))
 
 
-def inputs(vocab_size: int, length: int) -> Inputs:
-    """Random texts, a quarter of each padding."""
+def texts(vocab_size: int, length: int) -> Pairs:
+    """Random texts, a quarter of each padding, the first's on the left.
+
+    Decoder-only models and encoders read the sources alone.
+    """
     rng = np.random.default_rng(1)
-    tokens, target = rng.integers(FIRST, vocab_size, (2, 2, length), dtype=np.int32)
-    mask, target_mask = np.ones((2, 2, length), bool)
-    mask[0, : length // 4] = False
-    mask[1, -(length // 4) :] = target_mask[1, -(length // 4) :] = False
-    return Inputs(tokens, mask, target, target_mask)
+    source, target = rng.integers(FIRST, vocab_size, (2, 2, length), dtype=np.int32)
+    source_mask, target_mask = np.ones((2, 2, length), bool)
+    source_mask[0, : length // 4] = False
+    for mask in (source_mask, target_mask):
+        mask[1, -(length // 4) :] = False
+    return Pairs(source, source_mask, target, target_mask)
 
 
-def window_mask(target_mask: np.ndarray) -> np.ndarray:
+def window_mask(pairs: Pairs) -> np.ndarray:
     """What a decoder reads: its start token, then the target."""
-    return np.pad(target_mask, ((0, 0), (1, 0)), constant_values=True)
+    return np.pad(pairs.target_mask, ((0, 0), (1, 0)), constant_values=True)
 
 
 # What they compute: [rows, V], a row for each real token, or for each text
@@ -210,28 +211,19 @@ def window_mask(target_mask: np.ndarray) -> np.ndarray:
 def logits(folder: str, length: int) -> np.ndarray:
     """Ours, of the model in a folder."""
     model, params = models.load_pretrained(folder)
-    tokens, mask, target, target_mask = inputs(model.config.vocab_size, length)
-
-    @jax.jit
-    def of_classes(params):
-        return model.apply(params, tokens, mask, 0 * tokens, method="classify")
-
-    @jax.jit
-    def of_tokens(params):
-        if isinstance(model.config, models.BertConfig):
-            return model.apply(params, tokens, mask, 0 * tokens)
-        if model.encoder_decoder:
-            pairs = Pairs(tokens, mask, target, target_mask)
-            features, _, _ = model.apply(params, pairs, method="completion")
-        else:
-            features = model.apply(params, tokens, mask)
-        return features.hidden @ features.unembed.T
-
+    pairs = texts(model.config.vocab_size, length)
+    tokens, mask = pairs.source, pairs.source_mask
+    apply = jax.jit(model.apply, static_argnames="method")
     if model.config.num_labels:
-        return np.asarray(of_classes(params))
-    if getattr(model, "encoder_decoder", False):
-        mask = window_mask(target_mask)
-    return np.asarray(of_tokens(params))[mask]
+        return np.asarray(apply(params, tokens, mask, 0 * tokens, method="classify"))
+    if isinstance(model.config, models.BertConfig):
+        return np.asarray(apply(params, tokens, mask, 0 * tokens))[mask]
+    if model.encoder_decoder:
+        features, _, _ = apply(params, pairs, method="completion")
+        mask = window_mask(pairs)
+    else:
+        features = apply(params, tokens, mask)
+    return np.asarray(features.hidden @ features.unembed.T)[mask]
 
 
 def their_logits(folder: str, length: int) -> np.ndarray:
@@ -248,9 +240,10 @@ def their_logits(folder: str, length: int) -> np.ndarray:
     )
     if any(report.values()):
         raise ValueError(f"transformers reads {architecture} differently: {report}")
-    tokens, mask, target, target_mask = inputs(settings["vocab_size"], length)
+    pairs = texts(settings["vocab_size"], length)
+    tokens, mask = pairs.source, pairs.source_mask
 
-    def compute(**given: np.ndarray) -> np.ndarray:
+    def compute(**given: Any) -> np.ndarray:
         tensors = {k: torch.from_numpy(v).long() for k, v in given.items()}
         with torch.no_grad():
             return model.eval()(**tensors)[0].numpy()
@@ -262,8 +255,8 @@ def their_logits(folder: str, length: int) -> np.ndarray:
             return compute(**read, **positions)[mask]
         case "T5ForConditionalGeneration":
             start = settings["decoder_start_token_id"]
-            begun = np.pad(target, ((0, 0), (1, 0)), constant_values=start)
-            window = window_mask(target_mask)
+            begun = np.pad(pairs.target, ((0, 0), (1, 0)), constant_values=start)
+            window = window_mask(pairs)
             read |= {"decoder_input_ids": begun, "decoder_attention_mask": window}
             return compute(**read)[window]
         case "T5ForTokenClassification":  # ours are the mean over a text

@@ -5,6 +5,7 @@ all positions are computed.
 """
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ def works(
     if threads:
         torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = transformers.AutoConfig.from_pretrained(folder)
-    cls = getattr(transformers, settings.architectures[0])
+    (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
+    cls = getattr(transformers, architecture)
     model: Any = cls.from_pretrained(folder).to(device).eval()  # without dropout
     # All rows run to their full length.
     model.generation_config.eos_token_id = None
@@ -50,7 +51,7 @@ def works(
 
     def logps(model, source, target):
         """Log-probabilities of the target tokens, [B, T]."""
-        if settings.is_encoder_decoder:
+        if model.config.is_encoder_decoder:
             shifted = model.prepare_decoder_input_ids_from_labels(labels=target)
             logits = model(input_ids=source, decoder_input_ids=shifted).logits
             predicted = target

@@ -158,7 +158,7 @@ def compare(name: str, mine: Any, theirs: Any, config: Config) -> None:
     exact = config.dtype == "float32" and jax.default_backend() == "cpu"
     if np.ndim(mine) == 0:
         np.testing.assert_allclose(
-            mine, theirs, rtol=1e-4 if exact else 1e-2, err_msg=f"loss of {name}"
+            mine, theirs, rtol=1e-5 if exact else 1e-2, err_msg=f"loss of {name}"
         )
     elif exact:
         same = np.mean(np.all(mine == theirs, axis=-1))
