@@ -159,9 +159,11 @@ def test_every_device_reads_its_own_part(tmp_path, originals, name, monkeypatch)
             read.append((self, part.size))
             return part
 
-    opened = convert._open
+    opened = convert.open_tensors
     monkeypatch.setattr(
-        convert, "_open", lambda *args: {k: Spy(x) for k, x in opened(*args).items()}
+        convert,
+        "open_tensors",
+        lambda *args: {k: Spy(x) for k, x in opened(*args).items()},
     )
     monkeypatch.setattr(sharding, "SMALLEST", 64)
     mesh = sharding.make_mesh(4)

@@ -22,17 +22,21 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Array, Key
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxqr.models.config import Dtype, LanguageModelConfig
-from jaxqr.models.families import FAMILIES, Family, Shape, Tensor, family_of
+from jaxqr.models.families import Family, Shape, Tensor, family_of
 from jaxqr.models.layers import init
+from jaxqr.models.stored import (
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+    family_in,
+    open_tensors,
+    read_json,
+    same,
+)
 from jaxqr.types import Params
-
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 OURS_ALONE = {field.name for field in dataclasses.fields(LanguageModelConfig)}
 """Config fields that config.json lacks, or has in another sense."""
@@ -71,13 +75,13 @@ def load_pretrained(
             module does not have, or tensors that are not exactly the model's.
     """
     folder = Path(path)
-    settings = _read_json(folder / CONFIG)
-    family = _family(settings, folder)
+    settings = read_json(folder / CONFIG)
+    family = family_in(settings, folder)
     if place is None:
         here = SingleDeviceSharding(jax.devices()[0])
         place = lambda x: here  # noqa: E731 - as a default
     with ExitStack() as files:
-        stored = _open(folder, family, files)
+        stored = open_tensors(folder, family, files)
         shapes = {name: tuple(x.get_shape()) for name, x in stored.items()}
         model = family.module(
             _config(family, settings, shapes, folder, {"dtype": dtype} | overrides)
@@ -97,7 +101,7 @@ def load_pretrained(
                 + "; ".join(problems)
             )
         for tied, name in ties.items():
-            if tied in stored and not _same(stored[tied], stored[name]):
+            if tied in stored and not same(stored[tied], stored[name]):
                 raise ValueError(
                     f"{folder}: {tied} differs from {name}; only models that share "
                     "them can be loaded"
@@ -124,10 +128,10 @@ def load_config(path: str | Path, **overrides: Any) -> Any:
         ValueError: if `load_pretrained` would refuse the folder's config.
     """
     folder = Path(path)
-    settings = _read_json(folder / CONFIG)
-    family = _family(settings, folder)
+    settings = read_json(folder / CONFIG)
+    family = family_in(settings, folder)
     with ExitStack() as files:
-        stored = _open(folder, family, files)
+        stored = open_tensors(folder, family, files)
         shapes = {name: tuple(x.get_shape()) for name, x in stored.items()}
     return _config(family, settings, shapes, folder, overrides)
 
@@ -331,15 +335,6 @@ def _fresh(
     return jax.jit(draw, out_shardings=placed)(key)
 
 
-def _same(one: Any, other: Any, rows: int = 4096) -> bool:
-    """Whether two stored tensors are equal, some rows at a time."""
-    if one.get_shape() != other.get_shape():
-        return False
-    length = one.get_shape()[0]
-    parts = (slice(i, min(i + rows, length)) for i in range(0, length, rows))
-    return all(np.array_equal(one[part], other[part]) for part in parts)
-
-
 def _mismatches(
     family: Family,
     wanted: Wanted,
@@ -366,69 +361,3 @@ def _mismatches(
         if not name.startswith(idle):
             problems.append(f"{name}: expected none, found {shapes[name]}")
     return problems
-
-
-def _open(folder: Path, family: Family, files: ExitStack) -> dict[str, Any]:
-    """Every stored tensor that may matter, unread, under its name without prefix."""
-    if (folder / WEIGHTS).exists():
-        shards = [WEIGHTS]
-    elif (folder / INDEX).exists():
-        index = _read_json(folder / INDEX).get("weight_map")
-        if not index:
-            raise ValueError(f"{folder / INDEX} names no files: download it again")
-        shards = sorted({*index.values()})
-    else:
-        raise FileNotFoundError(
-            f"neither {WEIGHTS} nor {INDEX} is in {folder}: download the folder's "
-            "safetensors files, or load it with transformers and save it again"
-        )
-    stored = {}
-    for shard in shards:
-        if not (folder / shard).exists():
-            raise FileNotFoundError(
-                f"{INDEX} names {shard}, which is not in {folder}: download it again"
-            )
-        try:
-            file = files.enter_context(safe_open(folder / shard, framework="numpy"))
-        except SafetensorError as error:
-            raise ValueError(
-                f"{folder / shard} is not a whole safetensors file ({error}): "
-                "download it again"
-            ) from error
-        for full in file.keys():  # noqa: SIM118 - not a dict
-            name = full.removeprefix(family.prefix)
-            # Checkpoints of 2018 call the scale gamma and the bias beta.
-            name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
-            if not re.fullmatch(family.ignored, name):
-                stored[name] = file.get_slice(full)
-    return stored
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        raise FileNotFoundError(
-            f"{file} does not exist: expected a Hugging Face folder, with {CONFIG} "
-            f"and {WEIGHTS} in it"
-        )
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON ({error}): download it again") from error
-
-
-def _family(settings: Mapping[str, Any], folder: Path) -> Family:
-    """The family of a folder whose settings our module can represent."""
-    model_type = settings.get("model_type")
-    if model_type not in FAMILIES:
-        raise ValueError(
-            f"{folder / CONFIG} has model_type {model_type!r}; supported are "
-            + ", ".join(sorted(FAMILIES))
-        )
-    family = FAMILIES[model_type]
-    for name, accepted in family.fixed.items():
-        if settings.get(name, accepted[0]) not in accepted:
-            raise ValueError(
-                f"{folder / CONFIG} has {name} {settings[name]!r}; supported is "
-                + " or ".join(map(repr, accepted))
-            )
-    return family
