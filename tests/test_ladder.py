@@ -49,13 +49,15 @@ HOMES = {
 }
 # Late, because importing them takes seconds or says something.
 LAZY = {"transformers", "tokenizers", "matplotlib"}
-# Where jit is entered: steps, generation, M1, and fresh parameters and states.
+# Where jit is entered: steps, generation, M1, fresh parameters and states, and the
+# fingerprint of what a checkpoint leaves out.
 JIT = {
     "jaxqr.decode.beams",
     "jaxqr.decode.generation",
     "jaxqr.models.convert",
     "jaxqr.models.layers",
     "jaxqr.rewards.relevance",
+    "jaxqr.train.checkpoint",
     "jaxqr.train.state",
     "jaxqr.train.steps",
 }
