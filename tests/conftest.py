@@ -22,6 +22,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
+MAPPINGS = 20_000
+"""Memory mappings of which compiled programs may take up; Linux allows 65,530, and a
+process that needs one more crashes."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Forgets compiled programs after a module if there are many; a cache has them."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPPINGS:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def esci_folder() -> Path:
     """The real ESCI extract, where the checkout has it beside itself."""

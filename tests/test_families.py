@@ -219,10 +219,9 @@ def test_bfloat16_is_close(family, hidden):
     assert {x.dtype for x in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("policy", ["full", "dots"])
-def test_rematerialisation_changes_nothing(family, policy):
-    _, model, params = family
-    remat = changed(model, remat=policy)
+def test_rematerialisation_changes_nothing(family):
+    name, model, params = family
+    remat = changed(model, remat="dots" if name == "llama" else "full")
     assert "remat" in str(gradient_of(remat).trace(params).jaxpr)
     jax.tree.map(assert_close, gradient_of(remat)(params), gradient_of(model)(params))
 

@@ -28,9 +28,10 @@ class Tuned(NamedTuple):
     late: Any
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama", "t5"])
+# GPT-2, which reads as Llama does, learns in the tests of the loop and the pipeline.
+@pytest.fixture(scope="module", params=["llama", "t5"])
 def tuned(request):
-    model = {"gpt2": tiny.GPT2, "llama": tiny.LLAMA, "t5": tiny.T5}[request.param]
+    model = {"llama": tiny.LLAMA, "t5": tiny.T5}[request.param]
     step, batches = tiny.compiled(steps.sft_step, model=model), tiny.sft_batches()
     fresh = models.init(model, jax.random.key(0))
     state = loop.run(step, start(fresh), batches, num_steps=40)
@@ -126,9 +127,7 @@ def test_online_preferences_raise_the_reward(tuned):
     assert gain.low > 0, gain
 
 
-@pytest.mark.parametrize(
-    "model", [tiny.BERT, tiny.LLAMA, tiny.T5], ids=["bert", "llama", "t5"]
-)
+@pytest.mark.parametrize("model", [tiny.BERT, tiny.T5], ids=["bert", "t5"])
 def test_the_relevance_model_beats_the_majority(model):
     """Is the product the thing that is asked for, under the shop's name for it?"""
     rng = np.random.default_rng(0)
