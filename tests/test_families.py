@@ -435,3 +435,22 @@ def test_configs_that_cannot_be():
         models.preset("llama-tiny", num_key_value_heads=3)
     with pytest.raises(ValueError, match="128 does not split into 3 heads"):
         models.preset("llama-tiny", num_attention_heads=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("gpt2-large", 774_030_080),
+        ("llama-3.2-1b", 1_235_814_400),
+        ("llama-3.1-8b", 8_030_261_248),
+        ("t5-base", 222_903_552),
+        ("t5-large", 737_668_096),
+        ("flan-t5-small", 76_961_152),
+        ("flan-t5-large", 783_150_080),
+        ("flan-t5-xl", 2_849_757_184),
+    ],
+)
+def test_presets_have_the_published_number_of_parameters(name, count):
+    model = models.build(models.preset(name))
+    shapes = jax.eval_shape(partial(models.init, model), jax.random.key(0))
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == count
