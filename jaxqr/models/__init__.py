@@ -16,7 +16,6 @@ Every language model has these methods, decoder-only or not:
   after `tokens` `[B]`, and the cache that has read them. `cache.repeat(n)`
   repeats its rows, `cache.take(index)` reorders them, each prompt's by themselves.
 
-
 Decoder-only models also read a plain sequence, `apply(params, tokens, mask)`. Every
 model with `num_labels` in its config, an encoder or not, has
 `apply(params, tokens, mask, segments, method="classify")`: logits of the classes.

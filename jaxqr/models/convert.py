@@ -116,12 +116,8 @@ def load_pretrained(
     return model, unflatten_dict(flat, sep="/")
 
 
-def load_config(path: str | Path, **overrides: Any) -> Any:
+def load_config(path: str | Path) -> Any:
     """Read what a Hugging Face folder holds, and none of its numbers.
-
-    Args:
-        path: the folder.
-        **overrides: config fields to set in place of the folder's.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -133,7 +129,7 @@ def load_config(path: str | Path, **overrides: Any) -> Any:
     with ExitStack() as files:
         stored = open_tensors(folder, family, files)
         shapes = {name: tuple(x.get_shape()) for name, x in stored.items()}
-    return _config(family, settings, shapes, folder, overrides)
+    return _config(family, settings, shapes, folder, {})
 
 
 def save_pretrained(
