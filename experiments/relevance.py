@@ -8,7 +8,7 @@ majority label, BM25 and a random order. Each training pair is joined by `negati
 random products labelled irrelevant, because online the model meets products that no
 judge would have been shown.
 
-Seen on 2 CPU cores: quickstart 314 s beside the language models, nDCG@10 0.851 where
+Seen on 2 CPU cores: quickstart 312 s beside the language models, nDCG@10 0.851 where
 BM25 has 0.817 and a random order 0.381. The extract of ESCI has 4,824 judgements to
 train on: enough for a pretrained encoder, not for one from scratch.
 """
