@@ -33,7 +33,7 @@ from experiments import (
     warmup,
 )
 from experiments.layout import launch, set_up
-from experiments.training import check_same
+from experiments.training import Prompting, check_same
 
 Model = Literal["gpt2-tiny", "llama-tiny", "t5-tiny"]
 
@@ -101,7 +101,9 @@ def main(config: Config) -> None:
         teacher = replace(teacher, model=TEACHERS[config.model])
         student = replace(student, model=config.model)
     teachers, students = config.sft_teacher.init, config.sft_student.init
-    if teachers and students and teachers.is_dir() and students.is_dir():
+    # What a command line says of prompts, the folders do not know yet.
+    as_found = config.sft_teacher.prompt == config.sft_student.prompt == Prompting()
+    if as_found and teachers and students and teachers.is_dir() and students.is_dir():
         check_same(teachers, students, ("teacher", "student"))
     prepare.main(replace(config.prepare, run=run))
     with _beside(replace(config.relevance, run=run)):
