@@ -1,14 +1,18 @@
-"""What a shop is made of, on the host: products, judgements, collections."""
+"""What travels between the host's modules: products, judgements, lists, rewards.
 
-from typing import NamedTuple
+One home for each, in numpy and without a line of search, jax or text. Letters of shapes:
+`Q` queries (or rows, one per rewrite), `M` products per query, `R` judgements.
+
+Failure is per row and never a number: where a row's `valid` is False nothing is known
+about it, whatever stands in the other fields.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
-
-LABELS = ("E", "S", "C", "I")
-"""ESCI's relevance labels, best first: Exact, Substitute, Complement, Irrelevant."""
-
-GAINS = {"E": 1.0, "S": 0.1, "C": 0.01, "I": 0.0}
-"""Graded relevance of each label (Reddy et al. 2022, section 4)."""
+from jaxtyping import Bool, Float32, Shaped
 
 
 class Product(NamedTuple):
@@ -24,12 +28,38 @@ class Product(NamedTuple):
     price: float | None = None
 
 
+class Labels(NamedTuple):
+    """The relevance labels of a collection, the best first; by default ESCI's.
+
+    ESCI has Exact, Substitute, Complement and Irrelevant with the gains of Reddy et al.
+    2022, section 4. Other collections have two or three labels.
+
+    >>> Labels().gain("S"), Labels().num_classes
+    (0.1, 4)
+    """
+
+    names: tuple[str, ...] = ("E", "S", "C", "I")
+    gains: tuple[float, ...] = (1.0, 0.1, 0.01, 0.0)
+    """Graded relevance of each label, in [0, 1]."""
+    relevant: tuple[str, ...] = ("E", "S")
+    """Labels whose products count as relevant, for query pairs and for recall."""
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are."""
+        return len(self.names)
+
+    def gain(self, name: str) -> float:
+        """The gain of one label."""
+        return self.gains[self.names.index(name)]
+
+
 class Judgements(NamedTuple):
     """Relevance judgements as columns of equal length, one row per (query, product)."""
 
     query: np.ndarray  # [R] of str
     product_id: np.ndarray  # [R] of str
-    label: np.ndarray  # [R] of "E" | "S" | "C" | "I"
+    label: np.ndarray  # [R] of str, one of the collection's `labels.names`
 
 
 class Collection(NamedTuple):
@@ -42,3 +72,111 @@ class Collection(NamedTuple):
     products: dict[str, Product]
     split: dict[str, str]
     judgements: Judgements
+    labels: Labels = Labels()
+    fully_judged: frozenset[str] | None = None
+    """Queries whose whole list of products was judged; None: every query's was.
+    Ranking metrics over judged products mean something on these alone."""
+
+
+class Hits(NamedTuple):
+    """Ranked lists of products, the best first.
+
+    Rows shorter than `M` are padded on the right with the id "" and the score 0. Where
+    `valid` is False the search failed: an empty list there says nothing.
+    """
+
+    ids: Shaped[np.ndarray, "Q M"]
+    scores: Float32[np.ndarray, "Q M"]
+    valid: Bool[np.ndarray, " Q"]
+
+    def take(self, rows: np.ndarray) -> "Hits":
+        """The lists of some rows, in that order."""
+        return Hits(self.ids[rows], self.scores[rows], self.valid[rows])
+
+
+class Interactions(NamedTuple):
+    """Expected interactions per listed product, in [0, 1]; not `valid` is a failure."""
+
+    click: Float32[np.ndarray, " Q"]
+    add_to_cart: Float32[np.ndarray, " Q"]
+    purchase: Float32[np.ndarray, " Q"]
+    valid: Bool[np.ndarray, " Q"]
+
+
+class Reward(NamedTuple):
+    """Rewards of Q rewrites.
+
+    `total` is the weighted mean of `parts`. Where `valid` is False nothing is known:
+    numbers there are 0 and must not be trained on, averaged or compared. `flags` says
+    what is noteworthy about each row: `empty` has no text, `no_results` found nothing
+    (empty ones included), `copy` is the query again, `search_failed` and `judge_failed`
+    are why a row is not valid.
+    """
+
+    total: Float32[np.ndarray, " Q"]
+    parts: Mapping[str, Float32[np.ndarray, " Q"]]
+    valid: Bool[np.ndarray, " Q"]
+    flags: Mapping[str, Bool[np.ndarray, " Q"]] = MappingProxyType({})
+    hits: Hits | None = None
+    """What the rewrites found, so that other metrics need not search again."""
+
+    @classmethod
+    def unknown(cls, rows: int) -> "Reward":
+        """The reward of rows that could not be scored."""
+        return cls(np.zeros(rows, np.float32), {}, np.zeros(rows, np.bool_))
+
+    def part(self, name: str) -> np.ndarray:
+        """One part, or "total", as float64 [Q]; NaN where it is not known."""
+        values = self.total if name == "total" else self.parts.get(name)
+        if values is None:
+            return np.full(len(self.valid), np.nan)
+        return np.where(self.valid, values.astype(np.float64), np.nan)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, from which `from_json` restores every bit."""
+        return {
+            "total": self.total.tolist(),
+            "parts": {name: part.tolist() for name, part in self.parts.items()},
+            "valid": self.valid.tolist(),
+            "flags": {name: flag.tolist() for name, flag in self.flags.items()},
+            "hits": None
+            if self.hits is None
+            else {
+                "ids": self.hits.ids.tolist(),
+                "scores": self.hits.scores.tolist(),
+                "valid": self.hits.valid.tolist(),
+            },
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Reward":
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: a field is missing, or the columns differ in length.
+        """
+        try:
+            rows = len(value["total"])
+            hits = value["hits"]
+            reward = cls(
+                np.array(value["total"], np.float32),
+                {k: np.array(v, np.float32) for k, v in value["parts"].items()},
+                np.array(value["valid"], np.bool_),
+                {k: np.array(v, np.bool_) for k, v in value["flags"].items()},
+                None
+                if hits is None
+                else Hits(
+                    np.array(hits["ids"], np.str_).reshape(rows, -1),
+                    np.array(hits["scores"], np.float32).reshape(rows, -1),
+                    np.array(hits["valid"], np.bool_),
+                ),
+            )
+        except KeyError as error:
+            raise ValueError(f"a reward without the field {error}") from None
+        columns = [reward.valid, *reward.parts.values(), *reward.flags.values()]
+        if reward.hits is not None:
+            columns += [*reward.hits]
+        if any(len(column) != rows for column in columns):
+            lengths = [len(column) for column in columns]
+            raise ValueError(f"a reward of {rows} rows with columns of {lengths} rows")
+        return reward
