@@ -166,8 +166,8 @@ class Reward(NamedTuple):
                 None
                 if hits is None
                 else Hits(
-                    np.array(hits["ids"], np.str_).reshape(rows, -1),
-                    np.array(hits["scores"], np.float32).reshape(rows, -1),
+                    np.array(hits["ids"], np.str_).reshape(rows, -1 if rows else 0),
+                    np.array(hits["scores"], np.float32).reshape(rows, -1 if rows else 0),
                     np.array(hits["valid"], np.bool_),
                 ),
             )
