@@ -1,11 +1,14 @@
 """One checkpoint: the train state, the place in the data, queued rollouts.
 
-A checkpoint appears whole or not at all: it is written beside its place and renamed.
-Of a model with adapters it holds the adapters; the rest is as it was loaded.
+A checkpoint appears whole or not at all: it is written under a temporary name and
+renamed. Frozen parameters are not in it, only a fingerprint of them, so that a run does
+not go on with another base, teacher or reference than it began with.
 """
 
 import base64
+import errno
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxqr.train.state import joined, split
 from jaxqr.types import Params, TrainState
 
 
@@ -22,11 +24,14 @@ class Checkpoints:
     """The checkpoints of one run, in `folder/STEP`.
 
     Args:
-        folder: made if missing; a killed save's remains in it are removed.
+        folder: created if missing; what a killed save left in it is removed.
+        frozen: the parameters that the run's steps take and do not change.
         keep: how many of the newest stay.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 1):
+    def __init__(
+        self, folder: str | Path, *, frozen: tuple[Params, ...] = (), keep: int = 1
+    ):
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=False,
@@ -34,56 +39,64 @@ class Checkpoints:
         )
         self._folder = Path(folder).absolute()
         self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._frozen = _fingerprint(frozen)
 
     def save(self, step: int, state: TrainState, host: dict[str, Any]) -> None:
-        """Saves after `step`; `host` may hold JSON values and numpy arrays."""
+        """Saves after `step`.
+
+        Args:
+            step: which one.
+            state: what the next step takes.
+            host: JSON values, numpy arrays, and named tuples of these.
+
+        Raises:
+            OSError: the disk is full, or cannot be written.
+        """
         if step in self._manager.all_steps():
             return
-        trained, kept = split(state.params)
-        state = state._replace(params=trained)
-        described = {"arrays": _described(state), "kept": _fingerprint(kept)}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                host=ocp.args.JsonSave(described | {"host": _to_json(host)}),
-            ),
-        )
+        described = {"arrays": _described(state), "frozen": self._frozen}
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    host=ocp.args.JsonSave(described | {"host": _to_json(host)}),
+                ),
+            )
+        except Exception as error:
+            raise _disk_error(error, self._folder / str(step)) from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint with the shapes and shardings of `like`, or None.
 
         Raises:
             ValueError: the checkpoint holds a state of other names, shapes or dtypes,
-                or adapters of another model.
+                or was made with other frozen parameters.
         """
         step = self._manager.latest_step()
         if step is None:
             return None
-        trained, kept = split(like.params)
-        like = like._replace(params=trained)
         args = ocp.args.Composite(host=ocp.args.JsonRestore())
         host = self._manager.restore(step, args=args)["host"]
-        # Ourselves, beforehand: orbax casts other dtypes, and refuses other shapes
-        # in the midst of reading.
+        # Checked here first: orbax casts other dtypes, and refuses other shapes only
+        # in the middle of reading.
         there, here = host["arrays"], _described(like)
         for name in sorted(there.keys() | here.keys()):
             if there.get(name) != here.get(name):
                 raise ValueError(
                     f"{self._folder / str(step)} holds {name} = {there.get(name)}, "
-                    f"expected {here.get(name)}: it is of another model or optimiser; "
-                    "use another folder, or remove this one to start anew"
+                    f"expected {here.get(name)}: it is of another model or optimizer; "
+                    "use another folder, or remove this one to start again"
                 )
-        if host.get("kept", []) != _fingerprint(kept):
+        if host["frozen"] != self._frozen:
             raise ValueError(
-                f"{self._folder / str(step)} holds adapters of a model that has other "
-                "weights than the one that was loaded: give back the folder that the "
-                "run began with, or remove this one to start anew"
+                f"{self._folder / str(step)} was made with another frozen model (base, "
+                "teacher or reference) than the one that was loaded: give the folder "
+                "that the run began with, or remove this one to start again"
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         state = self._manager.restore(step, args=args)["state"]
-        state = state._replace(params=joined(state.params, kept))
         return state, _from_json(host["host"])
 
     def close(self) -> None:
@@ -100,8 +113,8 @@ def _described(state: TrainState) -> dict[str, str]:
     }
 
 
-def _fingerprint(params: Params) -> list[int]:
-    """A number for each array, in which every bit counts; the devices do not."""
+def _fingerprint(params: Any) -> list[int]:
+    """A number for each array that depends on every bit, and not on the devices."""
 
     def number(x):
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
@@ -114,23 +127,55 @@ def _fingerprint(params: Params) -> list[int]:
     return [int(x) for x in jax.tree.leaves(jax.device_get(numbers))]
 
 
+def _disk_error(error: Exception, path: Path) -> Exception:
+    """The error of a disk that is full, in one line; any other error as it is."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    for cause in chain:
+        text = str(cause)
+        full = isinstance(cause, OSError) and cause.errno in _FULL
+        if full or "RESOURCE_EXHAUSTED" in text or "No space left" in text:
+            return OSError(
+                errno.ENOSPC,
+                "no room for the checkpoint; make room and run the same command again, "
+                "it goes on from the checkpoint before",
+                str(path),
+            )
+    return error
+
+
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
 def _to_json(value: Any) -> Any:
-    """Numpy arrays become tagged base64 of the .npy format; the rest is kept."""
+    """Numpy arrays become tagged base64 of the .npy format, named tuples tagged lists.
+
+    JSON values stay as they are.
+    """
     if isinstance(value, np.ndarray):
         buffer = io.BytesIO()
         np.save(buffer, value, allow_pickle=False)
         return {"__npy__": base64.b64encode(buffer.getvalue()).decode()}
     if isinstance(value, dict):
         return {key: _to_json(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        name = f"{type(value).__module__}:{type(value).__qualname__}"
+        return {"__tuple__": name, "fields": [_to_json(item) for item in value]}
     if isinstance(value, list | tuple):
         return [_to_json(item) for item in value]
     return value
 
 
 def _from_json(value: Any) -> Any:
+    """The inverse; the class of a named tuple is one that is imported already."""
     if isinstance(value, dict):
         if "__npy__" in value:
             return np.load(io.BytesIO(base64.b64decode(value["__npy__"])))
+        if "__tuple__" in value:
+            module, name = value["__tuple__"].split(":")
+            kind = getattr(sys.modules[module], name)
+            return kind(*[_from_json(item) for item in value["fields"]])
         return {key: _from_json(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_from_json(item) for item in value]

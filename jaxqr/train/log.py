@@ -12,55 +12,68 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from tensorboardX import SummaryWriter
 
-SHOWN = ("loss", "reward", "tokens_per_second")
+BAR_METRICS = {"loss": "loss", "reward": "reward", "tokens_per_second": "tok/s"}
+"""Metrics that the progress bar shows, and their names there."""
+
 PLAIN_LINES = 20
+"""Progress lines of a run where there is no terminal."""
 
 
-class RunLog:
+class MetricWriter:
     """Numbers per step, appended to `folder/metrics.jsonl` and TensorBoard events.
 
     A line is `{"step": ..., "kind": "train" | "evaluation", name: number, ...}`;
     numbers that are not finite are null. Fields that depend on the clock are
-    `seconds` and `tokens_per_second`; all others repeat bitwise in a resumed run.
+    `seconds` and `tokens_per_second`; all others repeat bitwise in a resumed run. An
+    evaluation that failed leaves a line of the kind "failure" with its `error`.
 
     Args:
-        folder: made if missing.
-        step: the step to go on from; lines of later steps are dropped, so that a
-            resumed run leaves the same file as an unbroken one.
+        folder: created if missing.
+        step: the step to go on from. Lines of later steps are dropped, and those of
+            this step's evaluation, which is repeated: a resumed run leaves the same
+            file as an unbroken one.
     """
 
     def __init__(self, folder: str | Path, step: int):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
-        kept = [json.dumps(r) for r in read_metrics(self._path) if r["step"] <= step]
-        if step == 0:
-            kept = []
+        kept = [
+            json.dumps(line)
+            for line in read_metrics(self._path)
+            if line["step"] < step or (line["step"] == step and line["kind"] == "train")
+        ]
         partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept))
+        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         partial.replace(self._path)
-        self._file = self._path.open("a", buffering=1)
+        self._file = self._path.open("a", buffering=1, encoding="utf-8")
         self._board = SummaryWriter(
             str(folder / "tensorboard"), purge_step=step + 1, write_to_disk=True
         )
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """Appends one line."""
+        """Appends one line of numbers."""
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, "kind": kind, **finite}) + "\n")
+        self._append({"step": step, "kind": kind, **finite})
         for name, value in finite.items():
             if value is not None:
                 self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def write_failure(self, step: int, error: str) -> None:
+        """Appends a line about an evaluation that failed."""
+        self._append({"step": step, "kind": "failure", "error": error})
 
     def close(self) -> None:
         """Flushes both files."""
         self._file.close()
         self._board.close()
+
+    def _append(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -69,7 +82,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:
@@ -77,23 +90,27 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-class Meter:
-    """A progress bar with ETA on a terminal, some twenty plain lines elsewhere."""
+class ProgressBar:
+    """A progress bar with ETA on a terminal, some twenty plain lines elsewhere.
 
-    def __init__(self, title: str, step: int, num_steps: int):
+    It fits a terminal of 80 columns.
+    """
+
+    def __init__(
+        self, title: str, step: int, num_steps: int, console: Console | None = None
+    ):
         self._title, self._num_steps = title, num_steps
-        self._console = Console()
+        self._console = console or Console()
         self._every = max(1, num_steps // PLAIN_LINES)
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=None),  # what the other columns leave
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             console=self._console,
             disable=not self._console.is_terminal,
+            expand=True,
         )
         self._task = self._bar.add_task(
             title, total=num_steps, completed=step, numbers=""
@@ -102,9 +119,10 @@ class Meter:
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """Moves to `step`; `values` is empty between the steps that are logged."""
-        numbers = "  ".join(
-            f"{name.replace('_', ' ')} {values[name]:.4g}"
-            for name in SHOWN
+        numbers = " ".join(
+            f"{word} {values[name]:.3g}" if values[name] < 1000 else
+            f"{word} {values[name]:.0f}"
+            for name, word in BAR_METRICS.items()
             if name in values
         )
         if numbers:
@@ -116,8 +134,8 @@ class Meter:
 
     def note(self, text: str) -> None:
         """Prints a line above the bar."""
-        self._bar.console.print(text)
+        self._bar.console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Leaves the bar on the screen."""
         self._bar.stop()

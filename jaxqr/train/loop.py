@@ -1,11 +1,13 @@
 """The one loop.
 
-It asks for a batch, steps, writes numbers down, evaluates, saves. Everything a stage
+It asks for a batch, steps, writes numbers down, saves, evaluates. Everything a stage
 does differently is in the step, in where its batches come from, and in what it
-evaluates. Killed at any moment and started again, a run ends in the same bits as one
-that was never broken; ctrl-C and SIGTERM save before they stop.
+evaluates. An evaluation that fails is logged and costs nothing else: it comes after the
+checkpoint is safe. Killed at any moment and started again, a run ends in the same bits
+as one that was never broken; ctrl-C and SIGTERM save before they stop.
 """
 
+import logging
 import math
 import signal
 import time
@@ -16,13 +18,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
+from jaxqr.sharding import shard_batch
 from jaxqr.train.checkpoint import Checkpoints
-from jaxqr.train.log import Meter, RunLog
-from jaxqr.train.sharding import shard_batch
+from jaxqr.train.log import MetricWriter, ProgressBar
 from jaxqr.types import Params, TrainState
 
-NOTED = 6
+SHOWN_METRICS = 6
 """Evaluated numbers that are shown at once; all of them are logged."""
+
+_log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -34,7 +38,7 @@ class Batches(Protocol):
         ...
 
     def save(self) -> dict[str, Any]:
-        """All that is needed to go on after this batch: JSON and numpy arrays."""
+        """All that is needed to go on after this batch; see `Checkpoints.save`."""
         ...
 
     def load(self, saved: dict[str, Any]) -> None:
@@ -75,10 +79,12 @@ def run(
         folder: where metrics and checkpoints go; None keeps nothing.
         evaluate: called before the first step, every `evaluate_every` steps and after
             the last; returns the numbers to log.
-        evaluate_every: 0 evaluates before and after only.
+        evaluate_every: 0 evaluates before and after only. Every evaluation comes after
+            a checkpoint; one that raises is logged, and the run goes on.
         score: the evaluated number whose highest value is best, or, with a minus
             before its name, whose lowest is.
-        keep: called with the parameters whenever `score` is the best so far.
+        keep: called with `state.params` whenever `score` is the best so far, and at
+            the end if no evaluation has given a score.
         checkpoint_every: 0 saves at the end and on a signal only.
         log_every: steps between lines of training metrics.
         title: what the progress bar says.
@@ -90,45 +96,57 @@ def run(
         Interrupted: after SIGINT or SIGTERM, the checkpoint being safe.
         Exception: what `batches` raised, the checkpoint being safe.
     """
-    done, best, checkpoints, log = 0, -math.inf, None, None
+    writer, checkpoints = None, None
+    done, best = 0, -math.inf
     if folder is not None:
-        checkpoints = Checkpoints(Path(folder) / "checkpoints")
+        checkpoints = Checkpoints(Path(folder) / "checkpoints", frozen=frozen)
         if (restored := checkpoints.restore(state)) is not None:
             state, host = restored
             done, best = int(state.step), host["best"]
             batches.load(host["batches"])
-        log = RunLog(folder, done)
-    meter = Meter(title, done, num_steps)
-
-    def consider(state: TrainState) -> None:
-        nonlocal best
-        if evaluate is None:
-            return
-        values = evaluate(state)
-        if log:
-            log.write(done, "evaluation", values)
-        numbers = "  ".join(
-            f"{name} {value:.4g}" for name, value in list(values.items())[:NOTED]
-        )
-        meter.note(f"{title}  step {done}  {numbers}")
-        if score is None:
-            return
-        worth = -values[score[1:]] if score.startswith("-") else values[score]
-        if worth > best:  # never true of NaN
-            best = worth
-            if keep is not None:
-                keep(state.params)
+        writer = MetricWriter(folder, done)
+    bar = ProgressBar(title, done, num_steps)
 
     def save(state: TrainState) -> None:
         if checkpoints:
             host = {"batches": batches.save(), "best": best}
             checkpoints.save(done, state, host)
 
+    def evaluate_and_keep_best(state: TrainState) -> None:
+        nonlocal best
+        due = evaluate_every and done % evaluate_every == 0
+        if evaluate is None or not (due or done in (0, num_steps)):
+            return
+        try:
+            values = evaluate(state)
+        except Exception as error:
+            _log.debug("evaluation at step %d failed", done, exc_info=True)
+            bar.note(f"{title}  step {done}  evaluation failed: {error}; going on")
+            if writer:
+                writer.write_failure(done, f"{type(error).__name__}: {error}")
+            return
+        if writer:
+            writer.write(done, "evaluation", values)
+        numbers = "  ".join(
+            f"{name} {value:.4g}"
+            for name, value in list(values.items())[:SHOWN_METRICS]
+        )
+        bar.note(f"{title}  step {done}  {numbers}")
+        if score is None:
+            return
+        sign = -1 if score.startswith("-") else 1
+        signed_score = sign * values[score.removeprefix("-")]
+        if signed_score > best:  # never true of NaN
+            best = signed_score
+            if keep is not None:
+                keep(state.params)
+
     report = getattr(batches, "report", dict)
     try:
         with _signals() as received:
-            if done == 0:
-                consider(state)
+            # A resumed run repeats the evaluation of the step that it goes on from:
+            # the checkpoint was saved before it.
+            evaluate_and_keep_best(state)
             since, logged = time.perf_counter(), done
             while done < num_steps:
                 try:
@@ -148,21 +166,24 @@ def run(
                     values["seconds"] = seconds
                     if "tokens" in values:
                         values["tokens_per_second"] = values["tokens"] / seconds
-                    if log:
-                        log.write(done, "train", values)
-                meter.show(done, values)
-                if done == num_steps or (evaluate_every and done % evaluate_every == 0):
-                    consider(state)
-                    since = time.perf_counter()
-                due = checkpoint_every and done % checkpoint_every == 0
-                if received or due or done == num_steps:
+                    if writer:
+                        writer.write(done, "train", values)
+                bar.show(done, values)
+                pause = time.perf_counter()
+                due = (n and done % n == 0 for n in (checkpoint_every, evaluate_every))
+                if any(due) or done == num_steps:
                     save(state)
+                evaluate_and_keep_best(state)
                 if received and done < num_steps:
+                    save(state)
                     raise Interrupted(f"{title}: saved after step {done}")
+                since += time.perf_counter() - pause
+            if keep is not None and score is not None and best == -math.inf:
+                keep(state.params)  # no evaluation said which step was best
     finally:
-        meter.close()
-        if log:
-            log.close()
+        bar.close()
+        if writer:
+            writer.close()
         if checkpoints:
             checkpoints.close()
     return state

@@ -1,13 +1,11 @@
-"""The optimiser, what is trained of a model, and the state that a run starts from."""
-
-from collections.abc import Mapping
+"""The optimizer, and the state that a run starts from."""
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
 
-from jaxqr.train import sharding
+from jaxqr import sharding
 from jaxqr.types import Params, TrainState
 
 SCHEDULES = ("cosine", "linear", "constant")
@@ -22,7 +20,7 @@ def adamw(
     weight_decay: float = 0.01,
     clip: float = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW (betas 0.9 and 0.95) behind a clip of the gradient's global norm.
+    """AdamW (betas 0.9 and 0.95) after a clip of the gradient's global norm.
 
     Args:
         learning_rate: the peak, reached after the warm-up.
@@ -61,27 +59,6 @@ def adamw(
     )
 
 
-def split(params: Params) -> tuple[Params, Params]:
-    """What is trained of a model, and what is not.
-
-    Of parameters with a collection `lora` (Hu et al. 2021) that collection alone,
-    of others everything. `joined` puts the two together again.
-
-    >>> split({"params": 1, "lora": 2})
-    ({'lora': 2}, {'params': 1})
-    >>> split({"params": 1})
-    ({'params': 1}, {})
-    """
-    if not isinstance(params, Mapping) or "lora" not in params:
-        return params, {}
-    return {"lora": params["lora"]}, {k: v for k, v in params.items() if k != "lora"}
-
-
-def joined(trained: Params, kept: Params) -> Params:
-    """The inverse of `split`."""
-    return {**kept, **trained} if kept else trained
-
-
 def create(
     params: Params,
     optimizer: optax.GradientTransformation,
@@ -91,19 +68,20 @@ def create(
 ) -> TrainState:
     """The state before the first step.
 
-    What is trained of `params` is copied, because steps donate it, or itself donated;
-    what is not trained is shared with the caller. On a mesh, each of the optimiser's
-    arrays is made where its parameter lies.
+    Args:
+        params: what is trained: all parameters of a model, or its adapters
+            (`models.partition`). They are copied, because steps donate their state.
+        optimizer: its state is created on the devices of the parameters.
+        key: for everything random in the run.
+        donate: gives `params` away instead of copying them.
     """
-    trained, kept = split(params)
 
-    def fresh(trained: Params, key: Key[Array, ""]) -> TrainState:
-        trained = jax.tree.map(jnp.array, trained)
-        return TrainState(trained, optimizer.init(trained), key, jnp.int32(0))
+    def fresh(params: Params, key: Key[Array, ""]) -> TrainState:
+        params = jax.tree.map(jnp.array, params)
+        return TrainState(params, optimizer.init(params), key, jnp.int32(0))
 
     mesh, placed = sharding.mesh_of(params), None
     if mesh is not None:
-        placed = sharding.shardings(jax.eval_shape(fresh, trained, key), mesh)
+        placed = sharding.shardings(jax.eval_shape(fresh, params, key), mesh)
     make = jax.jit(fresh, out_shardings=placed, donate_argnums=(0,) if donate else ())
-    state = make(trained, key)
-    return state._replace(params=joined(state.params, kept))
+    return make(params, key)

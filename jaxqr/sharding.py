@@ -30,7 +30,7 @@ def make_mesh(fsdp: int = 1) -> Mesh:
         fitting = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
         raise ValueError(
             f"fsdp={fsdp} does not divide the {count} devices of this machine: choose "
-            f"one of {fitting} (--optimisation.fsdp)"
+            f"one of {fitting} (--compute.fsdp)"
         )
     return jax.make_mesh(
         (count // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2
@@ -44,10 +44,10 @@ def shard_params(params: Params, mesh: Mesh) -> Params:
 
 def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     """Where the arrays of parameters, or of a whole train state, belong."""
-    return jax.tree.map(partial(placed, mesh=mesh), tree)
+    return jax.tree.map(partial(placement, mesh=mesh), tree)
 
 
-def placed(x: Any, mesh: Mesh) -> NamedSharding:
+def placement(x: Any, mesh: Mesh) -> NamedSharding:
     """Where an array of this shape belongs."""
     parts = mesh.shape["fsdp"]
     axes = [axis for axis, size in enumerate(x.shape) if size % parts == 0]
@@ -66,7 +66,7 @@ def mesh_of(params: Params) -> Mesh | None:
 
 
 def shard_batch(batch: PyTree, params: Params) -> PyTree:
-    """Places a batch beside the parameters that will read it.
+    """Places a batch on the devices of the parameters that will read it.
 
     Rows are split over all devices of their mesh if they divide evenly, and else
     replicated. Without a mesh the batch stays as it is.
