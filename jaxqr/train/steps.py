@@ -20,7 +20,7 @@ from jaxqr.train.state import joined, split
 from jaxqr.types import (
     AnyArray,
     Features,
-    Labelled,
+    LabeledBatch,
     Pairs,
     Params,
     Preferences,
@@ -358,7 +358,7 @@ def _both(batch: Preferences) -> Pairs:
 
 def classify_step(
     state: TrainState,
-    batch: Labelled,
+    batch: LabeledBatch,
     *,
     model: Any,
     optimizer: optax.GradientTransformation,
