@@ -81,7 +81,7 @@ def main(config: Config) -> None:
 
 
 def measure(folder: Path, dtype: str, *, keep: bool) -> None:
-    """All works on a folder, which is written if it is not there."""
+    """All workloads on a folder, which is written if it is not there."""
     if not (folder / "config.json").exists():
         in_its_own_process(write, folder, dtype)
     files = [*folder.glob("*.safetensors")]
@@ -103,7 +103,7 @@ def measure(folder: Path, dtype: str, *, keep: bool) -> None:
 
 
 def row(name: str, work: Callable[..., Span], *arguments: Any) -> None:
-    """Prints the time and the memory of one work."""
+    """Prints the time and the memory of one workload."""
     span, memory, high_water = in_its_own_process(work, *arguments)
     peak = max(size for at, size in memory if span.begin <= at <= span.end)
     total = span.parameter_bytes
@@ -208,7 +208,7 @@ def tensors() -> Iterator[tuple[str, Shape]]:
     yield "model.norm.weight", (width,)
 
 
-# The works
+# The workloads
 
 
 def load_on_one(folder: Path) -> Span:

@@ -8,8 +8,8 @@ SFT step (16 x 64 tokens; T5 reads half of them as the source), DPO step (16 pai
 prompts and completions of 24 tokens), generation (64 prompts of 24 tokens, 24 new
 ones: greedy, sampled, top-k 50, top-p 0.9), beam search (16 prompts, 4 beams) and one
 whole online round (16 prompts, 2 candidates each, then the DPO step; rewards
-excluded). Where torch and its transformers models are installed, each is timed beside
-the same work on the same weights there, alternating, and the ratio of the medians of
+excluded). Where torch and its transformers models are installed, each workload is
+timed there too, on the same weights and alternating, and the ratio of the medians of
 process CPU time is printed: below 1, jaxqr is faster. Before that, both have computed
 the same losses and the same tokens. Everything is pinned to one CPU core, unless there
 is an accelerator.
@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarks import rivals
+from benchmarks import baselines
 from jaxqr import decode, models
 from jaxqr.train import state, steps
 from jaxqr.types import Pairs, Params, Preferences, Prompts
@@ -68,9 +68,9 @@ PAIRS, PROMPT, NEW = 16, 24, 24
 PROMPTS = 64
 SEARCHED, BEAMS = 16, 4
 COMPARED = ("SFT step", "DPO step", "greedy", f"beam {BEAMS}")
-"""Works whose first results are those of torch."""
+"""Workloads whose first results are those of torch."""
 
-Work = Callable[[], Any]
+Workload = Callable[[], Any]
 """Does it once, to the end; returns the loss or the tokens."""
 
 
@@ -83,13 +83,13 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of jaxqr; torch stays in float32."""
     torch: bool = True
-    """Time torch beside it, if it is installed."""
+    """Time torch as well, if it is installed."""
     cores: int = 1
     """CPU cores to pin to; 0 leaves them all."""
 
 
 def main(config: Config) -> None:
-    """Times everything and prints one line of JSON per work."""
+    """Times everything and prints one line of JSON per workload."""
     if config.cores:  # before jax looks for devices, and torch is imported
         allowed = sorted(os.sched_getaffinity(0))[-config.cores :]
         os.sched_setaffinity(0, allowed)
@@ -101,28 +101,28 @@ def main(config: Config) -> None:
     )
     params = models.init(model, jax.random.key(0))
     data = inputs(model)
-    theirs: dict[str, Work] = {}
+    theirs: dict[str, Workload] = {}
     if config.torch:
         with TemporaryDirectory() as folder:
             models.save_pretrained(folder, model, params)
-            theirs = rivals.works(
+            theirs = baselines.workloads(
                 Path(folder), data, num_beams=BEAMS, threads=config.cores
             )
     print(f"{jax.devices()[0].device_kind}, model {config.model}, {config.dtype}")
-    for name, (work, tokens) in works(model, params, data).items():
+    for name, (workload, tokens) in workloads(model, params, data).items():
         begin = time.perf_counter()
-        result = work()
+        result = workload()
         first_call = time.perf_counter() - begin
-        rival = theirs.get(name)
-        if rival:
-            expected = rival()
+        baseline = theirs.get(name)
+        if baseline:
+            expected = baseline()
             if name in COMPARED:
                 compare(name, result, expected, config)
         mine, other = [], []
         for _ in range(config.repeats):
-            mine.append(timed(work))
-            if rival:
-                other.append(timed(rival))
+            mine.append(timed(workload))
+            if baseline:
+                other.append(timed(baseline))
         wall, cpu = np.median(mine, axis=0)
         line = {
             "work": name,
@@ -131,7 +131,7 @@ def main(config: Config) -> None:
             "tokens_per_second": round(tokens / float(wall)),
             "first_call_seconds": round(first_call, 2),
         }
-        if rival:
+        if baseline:
             their_wall, their_cpu = np.median(other, axis=0)
             line |= {
                 "torch_seconds": round(float(their_wall), 4),
@@ -141,11 +141,11 @@ def main(config: Config) -> None:
         print(json.dumps(line), flush=True)
 
 
-def timed(work: Work) -> tuple[float, float]:
+def timed(workload: Workload) -> tuple[float, float]:
     """Wall and process CPU seconds of one call."""
     gc.collect()
     wall, cpu = time.perf_counter(), time.process_time()
-    work()
+    workload()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -180,10 +180,10 @@ def inputs(model: Any) -> dict[str, np.ndarray]:
     }
 
 
-def works(
+def workloads(
     model: Any, params: Params, data: dict[str, np.ndarray]
-) -> dict[str, tuple[Work, int]]:
-    """Name -> (work, tokens it trains on or generates)."""
+) -> dict[str, tuple[Workload, int]]:
+    """Name -> (workload, tokens it trains on or generates)."""
     optimizer = state.adamw(1e-4, 10_000)
     keys = iter(jax.random.split(jax.random.key(1), 10_000))
     compiled = {
@@ -220,7 +220,7 @@ def works(
             )
         )
 
-    def tokens_of(**arguments):
+    def generated_tokens(**arguments):
         return np.asarray(generate(**arguments).tokens)
 
     def search():
@@ -238,10 +238,10 @@ def works(
     return {
         "SFT step": (lambda: step("SFT step", sft), data["target"].size),
         "DPO step": (lambda: step("DPO step", dpo), trained),
-        "greedy": (lambda: tokens_of(temperature=0.0), generated),
-        "sampled": (tokens_of, generated),
-        "top-k 50": (lambda: tokens_of(top_k=50), generated),
-        "top-p 0.9": (lambda: tokens_of(top_p=0.9), generated),
+        "greedy": (lambda: generated_tokens(temperature=0.0), generated),
+        "sampled": (generated_tokens, generated),
+        "top-k 50": (lambda: generated_tokens(top_k=50), generated),
+        "top-p 0.9": (lambda: generated_tokens(top_p=0.9), generated),
         f"beam {BEAMS}": (search, SEARCHED * NEW),
         "online round": (online_round, trained),
     }

@@ -52,8 +52,8 @@ def masked_whiten(
     [[1. 3. 0.]]
     """
     mean = masked_mean(x, mask)
-    centred = jnp.where(mask, x - mean, 0)
-    whitened = centred * jax.lax.rsqrt(masked_mean(centred**2, mask) + 1e-8)
+    centered = jnp.where(mask, x - mean, 0)
+    whitened = centered * jax.lax.rsqrt(masked_mean(centered**2, mask) + 1e-8)
     return whitened if shift_mean else jnp.where(mask, whitened + mean, 0)
 
 
@@ -293,13 +293,13 @@ def group_advantages(
     above = jnp.where(valid, counted - anchor, 0.0)
     candidates = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
     mean = jnp.sum(above, axis=1, keepdims=True) / candidates
-    centred = jnp.where(valid, above - mean, 0.0)
+    centered = jnp.where(valid, above - mean, 0.0)
     match kind:
         case "grpo":
-            variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True) / candidates
-            return centred / (jnp.sqrt(variance) + 1e-6)
+            variance = jnp.sum(jnp.square(centered), axis=1, keepdims=True) / candidates
+            return centered / (jnp.sqrt(variance) + 1e-6)
         case "rloo" if rewards.shape[1] > 1:
-            return centred * (candidates / jnp.maximum(candidates - 1, 1))
+            return centered * (candidates / jnp.maximum(candidates - 1, 1))
         case "rloo":
             raise ValueError("rloo got 1 candidate per query; sample 2 or more.")
         case "self_critical":

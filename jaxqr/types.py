@@ -81,7 +81,7 @@ class Preferences(NamedTuple):
     weight: Float[AnyArray, " B"]
 
 
-class Labelled(NamedTuple):
+class LabeledBatch(NamedTuple):
     """Encoder input with one class per row; `segments` tells its two texts apart."""
 
     tokens: Int[AnyArray, "B S"]

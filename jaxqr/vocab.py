@@ -36,7 +36,7 @@ def token_logps(
 
     .. math:: \log \mathrm{softmax}(z_{t-1} / \tau)[x_t], \quad z = h W^\top + b
 
-    The gradient is derived by hand: with the row's log-normaliser kept from the
+    The gradient is derived by hand: with the row's log-normalizer kept from the
     forward pass it needs one exponential per logit and no scatter over `V`.
 
     Args:
@@ -243,27 +243,27 @@ def _token_logps_forward(hidden, unembed, bias, targets, temperature, chunk):
     def one(_, piece):
         h, x = piece
         logits = _logits(h, unembed, bias) / temperature
-        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        log_normalizer = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, x[:, None], axis=-1)[:, 0]
-        return None, (chosen - normaliser, normaliser)
+        return None, (chosen - log_normalizer, log_normalizer)
 
-    logps, normalisers = jax.lax.scan(one, None, pieces)[1]
+    logps, log_normalizers = jax.lax.scan(one, None, pieces)[1]
     logps = _join(logps, columns, length)
-    kept = (hidden, unembed, bias, targets, temperature, normalisers)
+    kept = (hidden, unembed, bias, targets, temperature, log_normalizers)
     return logps, kept
 
 
 def _token_logps_backward(chunk, kept, cotangent):
     # d logp / d logits = onehot(x) - softmax. The one-hot part is a gather and a
     # scatter of rows, far cheaper than an array over V; the scan does the other.
-    hidden, unembed, bias, targets, temperature, normalisers = kept
+    hidden, unembed, bias, targets, temperature, log_normalizers = kept
     weight = cotangent / temperature
     pieces, length = _split((hidden, weight), chunk)
 
     def one(grads, piece):
-        (h, g), normaliser = piece
+        (h, g), log_normalizer = piece
         logits = _logits(h, unembed, bias) / temperature
-        dz = -g[:, None] * jnp.exp(logits - normaliser[:, None])
+        dz = -g[:, None] * jnp.exp(logits - log_normalizer[:, None])
         grad_bias = None if bias is None else grads[1] + jnp.sum(dz, axis=0)
         dz = dz.astype(h.dtype)
         # [D, V]: on a CPU this product is 1.5 times faster than its transpose.
@@ -274,7 +274,9 @@ def _token_logps_backward(chunk, kept, cotangent):
         jnp.zeros(unembed.shape[::-1], jnp.float32),
         None if bias is None else jnp.zeros(bias.shape, jnp.float32),
     )
-    (grad_unembed, grad_bias), grad_h = jax.lax.scan(one, zeros, (pieces, normalisers))
+    (grad_unembed, grad_bias), grad_h = jax.lax.scan(
+        one, zeros, (pieces, log_normalizers)
+    )
     weight = weight[..., None]
     grad_h = _join(grad_h, (hidden,), length) + weight * unembed[targets]
     grad_unembed = grad_unembed.T.at[targets].add(weight * hidden)

@@ -11,8 +11,8 @@ import pytest
 import tiny
 
 from jaxqr import decode, models, vocab
+from jaxqr.models import combine, partition
 from jaxqr.models.t5 import bucket_table
-from jaxqr.train.state import joined, split
 from jaxqr.types import Pairs, Prompts
 
 FAMILIES = {"gpt2": tiny.GPT2, "llama": tiny.LLAMA, "t5": tiny.T5}
@@ -99,7 +99,7 @@ def test_a_cache_changes_nothing(family, hidden):
         model, params, PROMPTS, max_new_tokens=6, method="prefill"
     )
     assert_close(features.hidden, hidden[:, :1])
-    step = jax.jit(partial(model.apply, params, method="step"))
+    step = jax.jit(partial(model.apply, params, method="decode_step"))
     for t in range(6):
         features, cache = step(cache, TOKENS[:, 4 + t])
         seen = TARGET_MASK[:, t]
@@ -110,7 +110,7 @@ def test_a_cache_changes_nothing(family, hidden):
 def test_a_cache_repeats_and_reorders_its_rows(family):
     _, model, params = family
     _, cache = golden.apply(model, params, PROMPTS, max_new_tokens=3, method="prefill")
-    step = jax.jit(partial(model.apply, params, method="step"))
+    step = jax.jit(partial(model.apply, params, method="decode_step"))
     # Rows 2b and 2b+1 are of prompt b. They read different tokens, then change places.
     first = np.arange(6, dtype=np.int32) + 20
     second = np.arange(6, dtype=np.int32) + 40
@@ -176,7 +176,7 @@ def gradient_of(model, rest=None):
     """The gradient of a sum over the window by what is trained."""
 
     def loss(params):
-        params = joined(params, rest or {})
+        params = combine(params, rest or {})
         hidden = model.apply(params, PAIRS, method="completion")[0].hidden
         return jnp.square(hidden.astype(jnp.float32) * WINDOW[..., None]).mean()
 
@@ -212,7 +212,7 @@ def test_bfloat16_is_close(family, hidden):
     )
     assert cache.layers[0].keys.dtype == features.hidden.dtype == jnp.bfloat16
     features, _ = jax.eval_shape(
-        partial(half.apply, method="step"), params, cache, TOKENS[:, 0]
+        partial(half.apply, method="decode_step"), params, cache, TOKENS[:, 0]
     )
     assert features.hidden.dtype == jnp.bfloat16
     gradient = jax.eval_shape(gradient_of(half), params)
@@ -249,7 +249,7 @@ def test_fresh_adapters_change_nothing(family, hidden):
 def test_adapters_are_all_that_is_trained(family):
     _, model, params = family
     model, params = adapted(model, params, scale=1.0)
-    trained, kept = split(params)
+    trained, kept = partition(params)
     gradient = gradient_of(model, kept)(trained)
     assert jax.tree.structure(gradient) == jax.tree.structure(trained)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient))
@@ -362,7 +362,7 @@ def test_a_head_beside_adapters_is_trained_and_exported(family, tmp_path):
     _, model, _ = family
     headed = changed(model, num_labels=4, lora_rank=2)
     params = tiny.scrambled(models.init(headed, jax.random.key(0)), 0.3)
-    trained, kept = split(params)
+    trained, kept = partition(params)
     shapes = {x.shape for x in jax.tree.leaves(trained)}
     assert (32, 4) in shapes
     assert (32, 4) not in {x.shape for x in jax.tree.leaves(kept)}

@@ -11,7 +11,7 @@ from tiny import EOS, SGD, compiled, copy_of, pairs, rows, start
 
 from jaxqr.train import state as train_state
 from jaxqr.train import steps
-from jaxqr.types import Labelled, Preferences
+from jaxqr.types import LabeledBatch, Preferences
 
 ROWS, OTHER_ROWS = rows(4), rows(4, seed=1)
 CORPUS = rows(4, source=1, target=5, seed=2)
@@ -333,7 +333,7 @@ def labelled(seed=0, padding=0):
     tokens = rng.integers(0, tiny.VOCAB, mask.shape).astype(np.int32)
     segments = rng.integers(0, 2, mask.shape).astype(np.int32)
     label = np.array([0, 1, 2, 3], np.int32)
-    return Labelled(tokens, mask, segments, label)
+    return LabeledBatch(tokens, mask, segments, label)
 
 
 def test_classification_is_cross_entropy():

@@ -13,7 +13,7 @@ import grain
 import numpy as np
 
 from jaxqr.data.tokenize import EncoderRow, Row, pad_pairs, pad_right
-from jaxqr.types import Labelled, Pairs, TrainState
+from jaxqr.types import LabeledBatch, Pairs, TrainState
 
 R = TypeVar("R")
 Batch = TypeVar("Batch")
@@ -95,12 +95,14 @@ def collate_pairs(rows: Sequence[Row], *, fill: int) -> Pairs:
     return pad_pairs(rows, source, target, fill)
 
 
-def collate_encoder(rows: Sequence[EncoderRow], *, fill: int) -> Labelled:
+def collate_encoder(rows: Sequence[EncoderRow], *, fill: int) -> LabeledBatch:
     """Pads text pairs to their bucket."""
     width = bucket(max(len(row.tokens) for row in rows))
     tokens, mask = pad_right([row.tokens for row in rows], width, fill)
     segments, _ = pad_right([row.segments for row in rows], width, 0)
-    return Labelled(tokens, mask, segments, np.array([r.label for r in rows], np.int32))
+    return LabeledBatch(
+        tokens, mask, segments, np.array([r.label for r in rows], np.int32)
+    )
 
 
 def pair_batches(

@@ -185,7 +185,7 @@ def _beam_search(
             search.groups.running.tokens, search.column - 1, axis=-1, keepdims=False
         )
         features, cache = model.apply(
-            params, search.cache, last.reshape(-1), method="step"
+            params, search.cache, last.reshape(-1), method="decode_step"
         )
         return extend(search, features, cache)
 

@@ -153,8 +153,8 @@ def _generate(
     def extend(state: _Decoding, features: tuple[Features, ...], caches) -> _Decoding:
         """Draws the token of `state.column` and writes it down."""
         logits = tuple(vocab.next_logits(f) for f in features)
-        normalisers = tuple(jax.nn.logsumexp(z, axis=-1) for z in logits)
-        mixture = _mixture(logits, normalisers, weights)
+        log_normalizers = tuple(jax.nn.logsumexp(z, axis=-1) for z in logits)
+        mixture = _mixture(logits, log_normalizers, weights)
         token = draw(mixture, jax.random.fold_in(key, state.column))
         live = ~state.done
         token = jnp.where(live, token, ends[0])
@@ -169,9 +169,9 @@ def _generate(
             tokens=put(state.tokens, token),
             mask=put(state.mask, live),
             logps=tuple(
-                put(kept, jnp.where(live, at(z, token) - normaliser, 0.0))
-                for kept, z, normaliser in zip(
-                    state.logps, logits, normalisers, strict=True
+                put(kept, jnp.where(live, at(z, token) - log_normalizer, 0.0))
+                for kept, z, log_normalizer in zip(
+                    state.logps, logits, log_normalizers, strict=True
                 )
             ),
             done=state.done | is_end(token, ends),
@@ -187,7 +187,7 @@ def _generate(
         )
         features, caches = _each(
             [
-                model.apply(p, cache, last, method="step")
+                model.apply(p, cache, last, method="decode_step")
                 for model, p, cache in zip(models, params, state.caches, strict=True)
             ]
         )
@@ -221,7 +221,7 @@ def _each(pairs):
     return tuple(zip(*pairs, strict=True))
 
 
-def _mixture(logits, normalisers, weights):
+def _mixture(logits, log_normalizers, weights):
     """Logits of the distribution that is drawn from."""
     if len(logits) == 1:
         return logits[0]
@@ -230,5 +230,5 @@ def _mixture(logits, normalisers, weights):
             f"student and teacher predict {' and '.join(map(str, sorted(counts)))} "
             "tokens; load both with the `num_tokens` of their common tokenizer"
         )
-    logqs = [z - n[:, None] for z, n in zip(logits, normalisers, strict=True)]
+    logqs = [z - n[:, None] for z, n in zip(logits, log_normalizers, strict=True)]
     return jax.nn.logsumexp(jnp.stack(logqs), b=weights[:, None, None], axis=0)

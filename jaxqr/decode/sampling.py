@@ -1,6 +1,7 @@
-"""One token per row from logits: tempering, truncation and the draw."""
+"""One token per row from logits: tempering, truncation, the draw, and its settings."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,30 @@ NO = -jnp.inf
 """The logit of a token that is never drawn."""
 
 Scalar = float | int | Float[Array, ""]
+
+
+class Sampling(NamedTuple):
+    """How continuations are drawn; see `jaxqr.decode.generate`.
+
+    >>> Sampling(temperature=0.0).arguments()["max_new_tokens"]
+    24
+    """
+
+    max_source: int = 32
+    """Tokens of a prompt; longer sources are cut to it."""
+    max_new_tokens: int = 24
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_k: int = 0
+    """0 keeps all tokens."""
+    top_p: float = 1.0
+    """1 keeps all tokens."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `decode.generate`: all but `max_source`."""
+        fields = self._asdict()
+        del fields["max_source"]
+        return fields
 
 
 def sample(

@@ -12,7 +12,7 @@ Every language model has these methods, decoder-only or not:
   window that trains, `[BN, 1+T]`: one column that is not predicted, then the target;
 - `apply(params, prompts, max_new_tokens, method="prefill")`: features of the last
   column, `[B, 1, D]`, and a cache;
-- `apply(params, cache, tokens, method="step")`: features that predict the token
+- `apply(params, cache, tokens, method="decode_step")`: features that predict the token
   after `tokens` `[B]`, and the cache that has read them. `cache.repeat(n)`
   repeats its rows, `cache.take(index)` reorders them, each prompt's by themselves.
 
@@ -21,11 +21,13 @@ model with `num_labels` in its config, an encoder or not, has
 `apply(params, tokens, mask, segments, method="classify")`: logits of the classes.
 
 Features are in the dtype of the computation, parameters in float32. Parameters are a
-dict of collections: `params`, and `lora` where the config asks for adapters.
+dict of collections: `params`, and `lora` where the config asks for adapters;
+`partition` splits off what is trained, `combine` merges the two parts again.
 """
 
 from typing import Any
 
+from jaxqr.models.adapters import combine, partition
 from jaxqr.models.bert import BertConfig
 from jaxqr.models.config import LanguageModelConfig
 from jaxqr.models.convert import load_config, load_pretrained, save_pretrained
@@ -45,9 +47,11 @@ __all__ = [
     "RopeScaling",
     "T5Config",
     "build",
+    "combine",
     "init",
     "load_config",
     "load_pretrained",
+    "partition",
     "preset",
     "save_pretrained",
 ]

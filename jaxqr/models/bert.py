@@ -18,9 +18,9 @@ from jaxqr.models.layers import (
     check_labels,
     check_length,
     layer_norm,
+    maybe_remat,
     positions_of,
     projection,
-    rematerialised,
 )
 
 
@@ -89,7 +89,7 @@ class Bert(nn.Module):
         config = self.config
         width, dtype = config.hidden_size, config.dtype
         std = config.initializer_range
-        layer = rematerialised(Layer, config)
+        layer = maybe_remat(Layer, config)
         self.word = Embedding(config.vocab_size, width, dtype, std)
         self.position = Embedding(config.max_position_embeddings, width, dtype, std)
         self.segment = Embedding(config.type_vocab_size, width, dtype, std)

@@ -138,7 +138,7 @@ class CausalLM(nn.Module):
     def prefill(self, prompts: Prompts, max_new_tokens: int) -> tuple[Features, Cache]:
         """Read the prompts; return the features of the last column and the cache.
 
-        The cache has room for `max_new_tokens` calls of `step`. One more would
+        The cache has room for `max_new_tokens` calls of `decode_step`. One more would
         overwrite the last slot, unnoticed.
         """
         tokens, mask = jnp.asarray(prompts.tokens), jnp.asarray(prompts.mask)
@@ -159,7 +159,9 @@ class CausalLM(nn.Module):
         )
         return features, cache
 
-    def step(self, cache: Cache, tokens: Int[Array, " B"]) -> tuple[Features, Cache]:
+    def decode_step(
+        self, cache: Cache, tokens: Int[Array, " B"]
+    ) -> tuple[Features, Cache]:
         """Read one token per row; return the features that predict the next one."""
         here = jnp.arange(cache.mask.shape[1]) == cache.slot
         mask = cache.mask | here[None]

@@ -25,7 +25,7 @@ from jaxtyping import Array, Key
 from safetensors.numpy import save_file
 
 from jaxqr.models.config import Dtype, LanguageModelConfig
-from jaxqr.models.families import Family, Shape, Tensor, family_of
+from jaxqr.models.families import Family, Shape, TensorMap, family_of
 from jaxqr.models.layers import init
 from jaxqr.models.stored import (
     CONFIG,
@@ -42,7 +42,7 @@ OURS_ALONE = {field.name for field in dataclasses.fields(LanguageModelConfig)}
 """Config fields that config.json lacks, or has in another sense."""
 
 Place = Callable[[jax.ShapeDtypeStruct], Sharding]
-Wanted = Mapping[str, tuple[Tensor, Shape]]
+Wanted = Mapping[str, tuple[TensorMap, Shape]]
 
 
 def load_pretrained(
@@ -253,7 +253,7 @@ def _wanted(family: Family, model: nn.Module) -> tuple[Wanted, list[str]]:
     return wanted, adapters
 
 
-def _tensor(ours: str, rows: Mapping[str, Tensor]) -> Tensor:
+def _tensor(ours: str, rows: Mapping[str, TensorMap]) -> TensorMap:
     """The row of a parameter: that of `h_3/c_fc/bias` is `h_{i}/c_fc/bias`."""
     numbered = re.fullmatch(r"(\w+)_(\d+)/(.+)", ours)
     if numbered is None:
@@ -286,7 +286,7 @@ def _shards(wanted: Wanted, most: int) -> Iterator[list[str]]:
     yield shard
 
 
-def _placed(stored: Any, row: Tensor, shape: Shape, place: Place) -> Array:
+def _placed(stored: Any, row: TensorMap, shape: Shape, place: Place) -> Array:
     """A stored tensor as our parameter, each device's part read for itself."""
     parts: dict[tuple, np.ndarray] = {}
     rows = stored.get_shape()[0]

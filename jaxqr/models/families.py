@@ -18,7 +18,7 @@ from jaxqr.models.t5 import T5, T5Config
 Shape = tuple[int, ...]
 
 
-class Tensor(NamedTuple):
+class TensorMap(NamedTuple):
     """One parameter of ours and one tensor of theirs; `{i}` is the layer."""
 
     ours: str
@@ -34,33 +34,33 @@ class Tensor(NamedTuple):
         return shape[::-1] if self.transpose else shape
 
 
-def _matrix(ours: str, theirs: str) -> Tensor:
-    return Tensor(f"{ours}/kernel", f"{theirs}.weight", transpose=True)
+def _matrix(ours: str, theirs: str) -> TensorMap:
+    return TensorMap(f"{ours}/kernel", f"{theirs}.weight", transpose=True)
 
 
-def _tokens(ours: str, theirs: str) -> Tensor:
-    return Tensor(f"{ours}/embedding", f"{theirs}.weight", vocabulary=True)
+def _tokens(ours: str, theirs: str) -> TensorMap:
+    return TensorMap(f"{ours}/embedding", f"{theirs}.weight", vocabulary=True)
 
 
-def _scale(ours: str, theirs: str) -> Tensor:
-    return Tensor(f"{ours}/scale", f"{theirs}.weight")
+def _scale(ours: str, theirs: str) -> TensorMap:
+    return TensorMap(f"{ours}/scale", f"{theirs}.weight")
 
 
-def _linear(ours: str, theirs: str, *, transpose: bool = True) -> Iterator[Tensor]:
-    yield Tensor(f"{ours}/kernel", f"{theirs}.weight", transpose)
-    yield Tensor(f"{ours}/bias", f"{theirs}.bias")
+def _linear(ours: str, theirs: str, *, transpose: bool = True) -> Iterator[TensorMap]:
+    yield TensorMap(f"{ours}/kernel", f"{theirs}.weight", transpose)
+    yield TensorMap(f"{ours}/bias", f"{theirs}.bias")
 
 
-def _norm(ours: str, theirs: str) -> Iterator[Tensor]:
+def _norm(ours: str, theirs: str) -> Iterator[TensorMap]:
     yield _scale(ours, theirs)
-    yield Tensor(f"{ours}/bias", f"{theirs}.bias")
+    yield TensorMap(f"{ours}/bias", f"{theirs}.bias")
 
 
 _conv1d = partial(_linear, transpose=False)  # GPT-2 stores its kernels as [in, out]
 
 GPT2_TENSORS = (
     _tokens("wte", "wte"),
-    Tensor("wpe/embedding", "wpe.weight"),
+    TensorMap("wpe/embedding", "wpe.weight"),
     *_norm("h_{i}/ln_1", "h.{i}.ln_1"),
     *_conv1d("h_{i}/c_attn", "h.{i}.attn.c_attn"),
     *_conv1d("h_{i}/attn_proj", "h.{i}.attn.c_proj"),
@@ -89,10 +89,12 @@ LLAMA_TENSORS = (
 )
 
 
-def _t5_stack(name: str, *parts: tuple[str, str, tuple[str, ...]]) -> Iterator[Tensor]:
+def _t5_stack(
+    name: str, *parts: tuple[str, str, tuple[str, ...]]
+) -> Iterator[TensorMap]:
     """One stack, of the parts of its layers: our name, theirs, and the linear maps."""
     first = f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias"
-    yield Tensor(f"{name}_bias/embedding", f"{first}.weight")
+    yield TensorMap(f"{name}_bias/embedding", f"{first}.weight")
     for place, (ours, theirs, maps) in enumerate(parts):
         layer = f"{name}.block.{{i}}.layer.{place}"
         yield _scale(f"{name}_{{i}}/{ours}_norm", f"{layer}.layer_norm")
@@ -115,9 +117,9 @@ T5_TENSORS = (
 )
 
 BERT_TENSORS = (
-    Tensor("word/embedding", "embeddings.word_embeddings.weight"),
-    Tensor("position/embedding", "embeddings.position_embeddings.weight"),
-    Tensor("segment/embedding", "embeddings.token_type_embeddings.weight"),
+    TensorMap("word/embedding", "embeddings.word_embeddings.weight"),
+    TensorMap("position/embedding", "embeddings.position_embeddings.weight"),
+    TensorMap("segment/embedding", "embeddings.token_type_embeddings.weight"),
     *_norm("norm", "embeddings.LayerNorm"),
     *_linear("layer_{i}/query", "encoder.layer.{i}.attention.self.query"),
     *_linear("layer_{i}/key", "encoder.layer.{i}.attention.self.key"),
@@ -141,7 +143,7 @@ class Family(NamedTuple):
     module: Callable[..., nn.Module]
     """Called with a config."""
 
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[TensorMap, ...]
     """Every parameter; those that a config does not call for are passed over."""
 
     architecture: Callable[[Any], tuple[str, str]]

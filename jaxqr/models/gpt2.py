@@ -19,10 +19,10 @@ from jaxqr.models.layers import (
     attend_and_remember,
     check_heads,
     layer_norm,
+    maybe_remat,
+    num_output_tokens,
+    padded_vocab_size,
     projection,
-    rematerialised,
-    rows_of,
-    tokens_of,
 )
 from jaxqr.types import Features
 
@@ -100,14 +100,14 @@ class GPT2(CausalLM):
         """Create the embeddings, the blocks and the last normalisation."""
         config = self.config
         # Argument 5, counted from self, is `start`.
-        block = rematerialised(Block, config, static_argnums=(5,))
+        block = maybe_remat(Block, config, static_argnums=(5,))
         embedding = partial(
             Embedding,
             features=config.n_embd,
             dtype=config.dtype,
             std=config.initializer_range,
         )
-        self.wte = embedding(rows_of(config))
+        self.wte = embedding(padded_vocab_size(config))
         self.wpe = embedding(config.n_positions)
         self.h = [block(config) for _ in range(config.n_layer)]
         self.ln_f = layer_norm(config.layer_norm_epsilon, config.dtype)
@@ -131,5 +131,5 @@ class GPT2(CausalLM):
             last = i == config.n_layer - 1
             x, past = block(x, attend, past, slot, start if last else 0)
             layers.append(past)
-        unembed = self.wte.table(tokens_of(config))
+        unembed = self.wte.table(num_output_tokens(config))
         return Features(self.ln_f(x), unembed, None), tuple(layers)

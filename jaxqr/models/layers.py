@@ -124,12 +124,12 @@ class Embedding(nn.Module):
         return self.embedding[:rows].astype(self.dtype)
 
 
-def rows_of(config: Any) -> int:
+def padded_vocab_size(config: Any) -> int:
     """Rows of a vocabulary's embedding: `vocab_size`, rounded up."""
     return -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
 
 
-def tokens_of(config: Any) -> int:
+def num_output_tokens(config: Any) -> int:
     """Ids that a model predicts.
 
     Raises:
@@ -156,7 +156,7 @@ def rms_norm(epsilon: float, dtype: Dtype, name: str | None = None) -> nn.RMSNor
     return nn.RMSNorm(epsilon, dtype=jnp.dtype(dtype), name=name)
 
 
-def rematerialised(
+def maybe_remat(
     block: type[nn.Module], config: ModelConfig, static_argnums: tuple[int, ...] = ()
 ) -> Any:
     """The block as `config.remat` says; `static_argnums` count from self."""

@@ -22,11 +22,11 @@ from jaxqr.models.layers import (
     KeyValues,
     attend_and_remember,
     check_heads,
+    maybe_remat,
+    num_output_tokens,
+    padded_vocab_size,
     projection,
-    rematerialised,
     rms_norm,
-    rows_of,
-    tokens_of,
 )
 from jaxqr.types import Features
 
@@ -188,10 +188,10 @@ class Llama(CausalLM):
         """Create the embeddings, the blocks and the last normalisation."""
         config = self.config
         # Argument 6, counted from self, is `start`.
-        block = rematerialised(Block, config, static_argnums=(6,))
+        block = maybe_remat(Block, config, static_argnums=(6,))
         embedding = partial(
             Embedding,
-            rows_of(config),
+            padded_vocab_size(config),
             config.hidden_size,
             config.dtype,
             config.initializer_range,
@@ -223,5 +223,7 @@ class Llama(CausalLM):
             x, past = block(x, angles, attend, past, slot, start if last else 0)
             layers.append(past)
         tied = config.tie_word_embeddings or config.num_labels
-        unembed = (self.embed if tied else self.lm_head).table(tokens_of(config))
+        unembed = (self.embed if tied else self.lm_head).table(
+            num_output_tokens(config)
+        )
         return Features(self.norm(x), unembed, None), tuple(layers)

@@ -13,11 +13,11 @@ from jaxqr.models.layers import (
     Head,
     KeyValues,
     check_labels,
-    rematerialised,
-    rows_of,
+    maybe_remat,
+    num_output_tokens,
+    padded_vocab_size,
     take_rows,
     targets_per_source,
-    tokens_of,
 )
 from jaxqr.models.t5.blocks import (
     DecoderBlock,
@@ -75,16 +75,16 @@ class T5(nn.Module):
             config.num_heads,
             std=std_of(config, config.d_model),
         )
-        rows, width = rows_of(config), config.d_model
+        rows, width = padded_vocab_size(config), config.d_model
         self.shared = embedding(rows, width, std=config.initializer_factor)
-        encoder = rematerialised(EncoderBlock, config)
+        encoder = maybe_remat(EncoderBlock, config)
         self.encoder_bias = by_offset()
         self.encoder = [encoder(config) for _ in range(config.num_layers)]
         self.encoder_norm = norm_of(config)
         if config.num_labels:
             self.classifier = Head(config, std_of(config, width))
             return
-        decoder = rematerialised(DecoderBlock, config)
+        decoder = maybe_remat(DecoderBlock, config)
         self.decoder_bias = by_offset()
         self.decoder = [decoder(config) for _ in range(config.decoder_layers)]
         self.decoder_norm = norm_of(config)
@@ -132,7 +132,7 @@ class T5(nn.Module):
     def prefill(self, prompts: Prompts, max_new_tokens: int) -> tuple[Features, Cache]:
         """Encode the prompts; return the features of the first token, and the cache.
 
-        The cache has room for `max_new_tokens` calls of `step`. One more would
+        The cache has room for `max_new_tokens` calls of `decode_step`. One more would
         overwrite the last slot, unnoticed.
         """
         config, mask = self.config, jnp.asarray(prompts.mask)
@@ -145,9 +145,11 @@ class T5(nn.Module):
             memory_mask=mask,
             slot=jnp.int32(0),
         )
-        return self.step(cache, jnp.full(rows, config.decoder_start_token_id))
+        return self.decode_step(cache, jnp.full(rows, config.decoder_start_token_id))
 
-    def step(self, cache: Cache, tokens: Int[Array, " BN"]) -> tuple[Features, Cache]:
+    def decode_step(
+        self, cache: Cache, tokens: Int[Array, " BN"]
+    ) -> tuple[Features, Cache]:
         """Read one token per row; return the features that predict the next one."""
         offsets = jnp.arange(cache.layers[0].keys.shape[2]) - cache.slot
         features, layers = self._decode(
@@ -199,7 +201,7 @@ class T5(nn.Module):
         if config.scale_decoder_outputs:
             x = x * config.d_model**-0.5
         unembed = (self.shared if config.tied else self.lm_head).table(
-            tokens_of(config)
+            num_output_tokens(config)
         )
         return Features(x, unembed, None), tuple(layers)
 

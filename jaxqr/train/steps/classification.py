@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxqr.train.steps.update import Metrics, apply_gradient
-from jaxqr.types import Labelled, Params, TrainState
+from jaxqr.types import LabeledBatch, Params, TrainState
 
 
 def classify_step(
     state: TrainState,
-    batch: Labelled,
+    batch: LabeledBatch,
     base: Params,
     *,
     model: Any,

@@ -1,4 +1,4 @@
-"""The works of `benchmarks.speed` in torch and transformers, as one writes them first.
+"""The workloads of `benchmarks.speed` in torch and transformers, written plainly.
 
 Both completions of a pair are read with their prompts in one batch, and the logits of
 all positions are computed.
@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 
-def works(
+def workloads(
     folder: Path, data: dict[str, np.ndarray], *, num_beams: int, threads: int
 ) -> dict[str, Callable[[], Any]]:
-    """The same works under the same names, or none without torch.
+    """The same workloads under the same names, or none without torch.
 
     Args:
         folder: the model, as `models.save_pretrained` has written it.
@@ -101,7 +101,7 @@ def works(
         )
         return out[:, -new:]
 
-    def tokens_of(prompts=given["prompts"], **arguments):
+    def generated_tokens(prompts=given["prompts"], **arguments):
         return finished(generate(prompts, **arguments))
 
     def online_round():
@@ -112,10 +112,10 @@ def works(
     return {
         "SFT step": sft,
         "DPO step": lambda: dpo(given["chosen"], given["rejected"]),
-        "greedy": lambda: tokens_of(do_sample=False),
-        "sampled": lambda: tokens_of(do_sample=True, top_k=0),
-        "top-k 50": lambda: tokens_of(do_sample=True, top_k=50),
-        "top-p 0.9": lambda: tokens_of(do_sample=True, top_k=0, top_p=0.9),
-        f"beam {num_beams}": lambda: tokens_of(some, **beams),
+        "greedy": lambda: generated_tokens(do_sample=False),
+        "sampled": lambda: generated_tokens(do_sample=True, top_k=0),
+        "top-k 50": lambda: generated_tokens(do_sample=True, top_k=50),
+        "top-p 0.9": lambda: generated_tokens(do_sample=True, top_k=0, top_p=0.9),
+        f"beam {num_beams}": lambda: generated_tokens(some, **beams),
         "online round": online_round,
     }
