@@ -35,7 +35,7 @@ import tyro
 from benchmarks import baselines
 from jaxqr import decode, models
 from jaxqr.train import state, steps
-from jaxqr.types import Pairs, Params, Preferences, Prompts
+from jaxqr.types import Pairs, Params, Preferences, PromptBatch
 
 SIZES: dict[str, Any] = {
     "s4": models.GPT2Config(vocab_size=8192, n_layer=4, n_embd=256, n_head=4),
@@ -203,8 +203,8 @@ def workloads(
         tokens = jnp.asarray(data[name][:rows])
         return tokens, jnp.ones(tokens.shape, bool)
 
-    prompts = Prompts(*whole("prompts"))
-    source, some = whole("prompts", PAIRS), Prompts(*whole("prompts", SEARCHED))
+    prompts = PromptBatch(*whole("prompts"))
+    source, some = whole("prompts", PAIRS), PromptBatch(*whole("prompts", SEARCHED))
     sft = Pairs(*whole("source"), *whole("target"))
     dpo = Preferences(*source, *whole("chosen"), *whole("rejected"), jnp.ones(PAIRS))
 
@@ -230,7 +230,7 @@ def workloads(
         return np.asarray(found.tokens[:, 0])
 
     def online_round():
-        drawn = generate(Prompts(*source), n=2)
+        drawn = generate(PromptBatch(*source), n=2)
         best, worst = ((drawn.tokens[i::2], drawn.mask[i::2]) for i in (0, 1))
         return step("DPO step", Preferences(*source, *best, *worst, jnp.ones(PAIRS)))
 

@@ -33,7 +33,7 @@ from experiments import (
     warmup,
 )
 from experiments.layout import launch, set_up
-from experiments.training import Prompting, check_same
+from experiments.training import PromptConfig, check_same
 
 Model = Literal["gpt2-tiny", "llama-tiny", "t5-tiny"]
 
@@ -102,7 +102,7 @@ def main(config: Config) -> None:
         student = replace(student, model=config.model)
     teachers, students = config.sft_teacher.init, config.sft_student.init
     # What a command line says of prompts, the folders do not know yet.
-    as_found = config.sft_teacher.prompt == config.sft_student.prompt == Prompting()
+    as_found = config.sft_teacher.prompt == config.sft_student.prompt == PromptConfig()
     if as_found and teachers and students and teachers.is_dir() and students.is_dir():
         check_same(teachers, students, ("teacher", "student"))
     prepare.main(replace(config.prepare, run=run))

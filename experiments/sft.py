@@ -16,9 +16,9 @@ from typing import Literal
 
 from experiments import prepare, training
 from experiments.layout import launch, require, stage
-from experiments.training import Optimisation, Prompting
+from experiments.training import Optimisation, PromptConfig
 from jaxqr.data.pipeline import pair_batches
-from jaxqr.data.prompts import Prompt
+from jaxqr.data.prompts import PromptTemplate
 from jaxqr.data.tokenize import Tokenizer
 from jaxqr.train import steps
 from jaxqr.train.rollout import Sampling
@@ -33,7 +33,7 @@ class Config:
     run: Path = Path("runs/quickstart")
     init: Path | None = None
     """A Hugging Face folder to start from instead of the run's warm-up."""
-    prompt: Prompting = field(default_factory=Prompting)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     max_source: int = 32
     max_target: int = 24
     validation_pairs: int = 256
@@ -133,7 +133,7 @@ def main(config: Config) -> None:
             start, config.optimisation, prompting=config.prompt, seed=config.seed
         )
         # A stage that goes on another day has the prompt that it began with.
-        if begun := Prompt.load(folder):
+        if begun := PromptTemplate.load(folder):
             tokenizer = tokenizer.with_prompt(begun)
         elif tokenizer.prompt:
             tokenizer.prompt.save(folder)

@@ -55,7 +55,7 @@ class Optimisation:
 
 
 @dataclass(frozen=True)
-class Prompting:
+class PromptConfig:
     """How a query is put to a model that another project trained."""
 
     kind: Literal["completion", "chat", "prefix"] | None = None
@@ -70,7 +70,7 @@ def load_model(
     optimisation: Optimisation | None = None,
     *,
     frozen: bool = False,
-    prompting: Prompting | None = None,
+    prompting: PromptConfig | None = None,
     seed: int = 0,
 ) -> tuple[Any, Params, Tokenizer]:
     """A language model, its parameters and its tokenizer from one folder.
@@ -109,7 +109,7 @@ def load_model(
     if fsdp > 1:
         options["vocab_multiple"] = math.lcm(128, fsdp)
     tokenizer = _prompted(
-        tokenizer, folder, models.build(config), prompting or Prompting()
+        tokenizer, folder, models.build(config), prompting or PromptConfig()
     )
     model, params = models.load_pretrained(
         folder, key=jax.random.key(seed), place=placement(fsdp), **options
@@ -154,7 +154,7 @@ def check_ids(folder: Path, config: Any, tokenizer: Tokenizer) -> None:
 
 
 def _prompted(
-    tokenizer: Tokenizer, folder: Path, model: Any, prompting: Prompting
+    tokenizer: Tokenizer, folder: Path, model: Any, prompting: PromptConfig
 ) -> Tokenizer:
     """The tokenizer with the prompt that was asked for, or that suits the model."""
     kind = prompting.kind

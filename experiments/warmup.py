@@ -3,13 +3,13 @@
     python -m experiments.warmup quickstart-student
 
 Next-token training on the catalogue's titles and the training queries; the same text is
-MiniLLM's language-model corpus later. Between plain texts stand mangled ones to be
+MiniLLM's language-model corpus later. Between plain texts stand corrupted ones to be
 restored, which teaches the model to copy words and to spell them. Stages that start
 from a pretrained Hugging Face folder (`--init`) do without all this.
 
 Seen on 2 CPU cores: quickstart 58 s (teacher) and 27 s (student), after which the
 student's rewrites of unseen queries have ROUGE-L 21, by copying; 0.2 without the
-mangled texts.
+corrupted texts.
 """
 
 from dataclasses import dataclass, replace
@@ -40,7 +40,7 @@ class Config:
     run: Path = Path("runs/quickstart")
     max_tokens: int = 24
     denoise: int = 4
-    """Mangled spans to restore per plain text."""
+    """Corrupted spans to restore per plain text."""
     seed: int = 0
 
 

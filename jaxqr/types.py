@@ -47,7 +47,7 @@ class Features(NamedTuple):
     bias: Float[Array, " V"] | None
 
 
-class Prompts(NamedTuple):
+class PromptBatch(NamedTuple):
     """Source texts, padded on the left so that all rows end in one column."""
 
     tokens: Int[AnyArray, "B S"]

@@ -16,7 +16,7 @@ from scipy.special import log_softmax
 
 from jaxqr import decode, models, vocab
 from jaxqr.decode import beams
-from jaxqr.types import Features, Pairs, Prompts
+from jaxqr.types import Features, Pairs, PromptBatch
 
 V, EOS, WIDTH = 5, 0, 4
 
@@ -72,11 +72,11 @@ def toy_params(seed, vocabulary=V, width=4):
 def toy_prompts(seed, vocabulary=V, rows=2):
     rng = np.random.default_rng(seed)
     mask = np.array([[0, 1, 1], [1, 1, 1], [0, 0, 1]], bool)[:rows]
-    return Prompts(rng.integers(0, vocabulary, mask.shape).astype(np.int32), mask)
+    return PromptBatch(rng.integers(0, vocabulary, mask.shape).astype(np.int32), mask)
 
 
 EITHER = Recurrent(Config((3, EOS)))
-MANY = Prompts(*(np.repeat(x, 20, axis=0) for x in toy_prompts(4, 9, rows=3)))
+MANY = PromptBatch(*(np.repeat(x, 20, axis=0) for x in toy_prompts(4, 9, rows=3)))
 
 
 def toy_logps(params, tokens):
@@ -320,8 +320,8 @@ def gpt2(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prompts():
-    """Prompts of three lengths."""
-    return Prompts(stored()["tokens"].astype(np.int32), stored()["mask"])
+    """PromptBatch of three lengths."""
+    return PromptBatch(stored()["tokens"].astype(np.int32), stored()["mask"])
 
 
 def beam_search(model, params, prompts, *, size=SIZE, diversity=0.0, length=1.0):

@@ -7,7 +7,7 @@ import pytest
 
 from jaxqr import decode, models, vocab
 from jaxqr.decode import generation, sampling
-from jaxqr.types import Pairs, Prompts
+from jaxqr.types import Pairs, PromptBatch
 
 V, EOS, NEW = 13, 0, 6
 
@@ -29,7 +29,7 @@ def prompts():
     rng = np.random.default_rng(0)
     mask = np.array([[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]], bool)
     mask = np.tile(mask, (8, 1))
-    return Prompts(rng.integers(1, V, mask.shape).astype(np.int32), mask)
+    return PromptBatch(rng.integers(1, V, mask.shape).astype(np.int32), mask)
 
 
 def forced(model, params, prompts, generated):
@@ -74,7 +74,7 @@ def test_samples_of_one_prompt(tiny, prompts):
     )
     rows = len(prompts.tokens)
     assert many.tokens.shape == (3 * rows, NEW)
-    repeated = Prompts(*(np.repeat(x, 3, axis=0) for x in prompts))
+    repeated = PromptBatch(*(np.repeat(x, 3, axis=0) for x in prompts))
     expected = decode.generate(
         model, params, repeated, jax.random.key(0), max_new_tokens=NEW
     )
@@ -127,7 +127,7 @@ def test_compiles_once_whatever_the_sampling(tiny, prompts):
 
 
 def test_rows_do_not_depend_on_their_padding(tiny, prompts):
-    wider = Prompts(*(np.pad(x, ((0, 0), (3, 0))) for x in prompts))
+    wider = PromptBatch(*(np.pad(x, ((0, 0), (3, 0))) for x in prompts))
     arguments = {"max_new_tokens": NEW, "temperature": 1.0}
     key = jax.random.key(7)
     narrow = decode.generate(*tiny, prompts, key, **arguments)

@@ -13,7 +13,7 @@ import tiny
 from jaxqr import decode, models, vocab
 from jaxqr.models import combine, partition
 from jaxqr.models.t5 import bucket_table
-from jaxqr.types import Pairs, Prompts
+from jaxqr.types import Pairs, PromptBatch
 
 FAMILIES = {"gpt2": tiny.GPT2, "llama": tiny.LLAMA, "t5": tiny.T5}
 CAUSAL = ("gpt2", "llama")
@@ -22,7 +22,7 @@ TOKENS = RNG.integers(0, tiny.VOCAB, (3, 10), np.int32)
 SOURCE_MASK = np.array([[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]], bool)
 TARGET_MASK = np.array([[1] * 6, [1] * 4 + [0] * 2, [1] * 6], bool)
 PAIRS = Pairs(TOKENS[:, :4], SOURCE_MASK, TOKENS[:, 4:], TARGET_MASK)
-PROMPTS = Prompts(TOKENS[:, :4], SOURCE_MASK)
+PROMPTS = PromptBatch(TOKENS[:, :4], SOURCE_MASK)
 WINDOW = np.pad(TARGET_MASK, ((0, 0), (1, 0)), constant_values=True)
 
 
@@ -415,7 +415,7 @@ def test_too_many_tokens(name):
     tokens = np.zeros((1, 65), np.int32)
     with pytest.raises(ValueError, match=r"65 tokens .* 64 positions"):
         golden.apply(model, {}, tokens, tokens == 0)
-    prompts = Prompts(tokens[:, :60], tokens[:, :60] == 0)
+    prompts = PromptBatch(tokens[:, :60], tokens[:, :60] == 0)
     with pytest.raises(ValueError, match=r"66 tokens .* 64 positions"):
         golden.apply(model, {}, prompts, max_new_tokens=6, method="prefill")
 

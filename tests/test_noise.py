@@ -1,10 +1,10 @@
-"""Mangled texts: what may happen to them, and what never does."""
+"""Corrupted texts: what may happen to them, and what never does."""
 
 from collections import Counter
 
 import numpy as np
 
-from jaxqr.data.noise import denoising_pairs, mangled
+from jaxqr.data.noise import corrupted, denoising_pairs
 
 TEXTS = ["Red running shoe, size 42 (men's)", "Sofa", "  ", "blue-grey lamp for desks"]
 
@@ -25,12 +25,12 @@ def test_a_seed_decides():
     assert one == same != denoising_pairs(TEXTS, 3, np.random.default_rng(6))
 
 
-def test_every_way_of_mangling_happens_and_so_does_none():
+def test_every_way_of_corrupting_happens_and_so_does_none():
     rng = np.random.default_rng(0)
     words = ["abcdef", "ghijkl", "mnopqr"]
     seen = Counter()
     for _ in range(2000):
-        got = mangled(words, rng)
+        got = corrupted(words, rng)
         bare = got.replace(" ", "")
         if got == " ".join(words):
             seen["nothing"] += 1
@@ -53,5 +53,6 @@ def test_every_way_of_mangling_happens_and_so_does_none():
 
 def test_the_last_word_stays():
     rng = np.random.default_rng(0)
-    assert all(mangled(["ab"], rng) == "ab" for _ in range(100))  # too short to mistype
-    assert all(mangled(["abc", "de"], rng) for _ in range(100))
+    # Too short for a typing error.
+    assert all(corrupted(["ab"], rng) == "ab" for _ in range(100))
+    assert all(corrupted(["abc", "de"], rng) for _ in range(100))

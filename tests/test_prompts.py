@@ -1,4 +1,4 @@
-"""Prompts of three kinds on tokenizer folders of four, and equal tokenizers."""
+"""PromptBatch of three kinds on tokenizer folders of four, and equal tokenizers."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import pytest
 import tiny
 from test_tokenize import write_gpt2, write_wordpiece
 
-from jaxqr.data.prompts import INSTRUCTIONS, PROBE, Prompt
+from jaxqr.data.prompts import INSTRUCTIONS, PROBE, PromptTemplate
 from jaxqr.data.tokenize import EncoderRow, Row, Tokenizer
 
 TEXTS = [text for pair in tiny.PAIRS for text in pair]
@@ -185,7 +185,7 @@ def ids_of(folder, *tokens):
 @pytest.mark.parametrize("name", ["base", "gpt2", "own"])
 def test_a_completion_is_bos_query_newline(folders, name):
     tokenizer = Tokenizer.load(folders / name)
-    assert tokenizer.prompt == Prompt("completion", "", "\n")
+    assert tokenizer.prompt == PromptTemplate("completion", "", "\n")
     for query, ids in zip(QUERIES, tokenizer.source(QUERIES, 99), strict=True):
         newline = tokenizer.encode(["\n"])[0][-1]
         assert ids == [tokenizer.bos, *tokenizer.encode([query])[0], newline]

@@ -12,12 +12,12 @@ from jax.sharding import PartitionSpec as P
 from jaxqr import decode, models
 from jaxqr.train import sharding, steps
 from jaxqr.train import state as train_state
-from jaxqr.types import Prompts
+from jaxqr.types import PromptBatch
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 STATIC = {"model": tiny.GPT2, "optimizer": OPTIMIZER}
 BATCH = tiny.pairs(tiny.rows(8))
-PROMPTS = Prompts(BATCH.source, BATCH.source_mask)
+PROMPTS = PromptBatch(BATCH.source, BATCH.source_mask)
 
 
 def start(params):

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from experiments import training
-from experiments.training import Optimisation, Prompting
+from experiments.training import Optimisation, PromptConfig
 from jaxqr import models
 from jaxqr.train import sharding
 
@@ -33,15 +33,15 @@ def test_a_prompt_follows_the_model(name, tmp_path):
     model, params, tokenizer = training.load_model(folder)
     assert tokenizer.prompt.kind == kind
     # It is kept, and what is kept counts, unless something else is asked for.
-    asked = Prompting("prefix", "find: ")
+    asked = PromptConfig("prefix", "find: ")
     _, _, tokenizer = training.load_model(folder, prompting=asked)
     assert tokenizer.prompt.before == "find: "
     training.export(folder, model, params, tokenizer)
     assert training.load_model(folder)[2].prompt == tokenizer.prompt
-    asked = Prompting("prefix", "search: ")
+    asked = PromptConfig("prefix", "search: ")
     assert training.load_model(folder, prompting=asked)[2].prompt.before == "search: "
     with pytest.raises(ValueError, match="no chat template"):
-        training.load_model(folder, prompting=Prompting("chat"))
+        training.load_model(folder, prompting=PromptConfig("chat"))
 
 
 def test_a_model_computes_as_it_is_told(tmp_path, monkeypatch):

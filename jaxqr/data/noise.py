@@ -1,4 +1,4 @@
-"""Pairs for a model that starts from nothing: a mangled text, and the text.
+"""Pairs for a model that starts from nothing: a corrupted text, and the text.
 
 Restoring a text (Lewis et al. 2020, BART) teaches what every rewriter needs before it
 can learn anything of queries: to copy words it has never seen, to spell them, and to
@@ -16,7 +16,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 def denoising_pairs(
     texts: Sequence[str], copies: int, rng: np.random.Generator, *, max_words: int = 6
 ) -> list[tuple[str, str]]:
-    """(mangled, text) pairs of `copies` spans of every text.
+    """(corrupted, text) pairs of `copies` spans of every text.
 
     A span is 1 to `max_words` words in a row, in lower case and without punctuation
     at the words' ends, as shoppers type.
@@ -33,17 +33,17 @@ def denoising_pairs(
             length = min(len(words), int(rng.integers(1, max_words + 1)))
             start = int(rng.integers(0, len(words) - length + 1))
             span = words[start : start + length]
-            pairs.append((mangled(span, rng), " ".join(span)))
+            pairs.append((corrupted(span, rng), " ".join(span)))
     return pairs
 
 
-def mangled(words: Sequence[str], rng: np.random.Generator) -> str:
+def corrupted(words: Sequence[str], rng: np.random.Generator) -> str:
     """The words with some of this done to them, each independently, or none of it.
 
     A word is left out (never the last one that is left), two neighbours change
     places, two words are run together, a word gets a typing error.
 
-    >>> mangled(["red", "shoe"], np.random.default_rng(3))
+    >>> corrupted(["red", "shoe"], np.random.default_rng(3))
     'shoe'
     """
     words = list(words)

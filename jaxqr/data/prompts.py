@@ -38,7 +38,7 @@ DATE = "26 Jul 2024"
 PROBE = "red shoes"
 
 
-class Prompt(NamedTuple):
+class PromptTemplate(NamedTuple):
     """The texts around a query.
 
     Attributes:
@@ -58,7 +58,7 @@ class Prompt(NamedTuple):
         (Path(folder) / FILE).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Prompt | None":
+    def load(cls, folder: str | Path) -> "PromptTemplate | None":
         """Reads `prompt.json`; None if there is none.
 
         Raises:
@@ -85,7 +85,7 @@ class Prompt(NamedTuple):
         return cls(**fields)
 
 
-def make(tokenizer: Any, kind: str, instruction: str | None = None) -> Prompt:
+def make(tokenizer: Any, kind: str, instruction: str | None = None) -> PromptTemplate:
     """The prompt of a kind with an instruction, or with the kind's own.
 
     Args:
@@ -105,7 +105,7 @@ def make(tokenizer: Any, kind: str, instruction: str | None = None) -> Prompt:
     if instruction is None:
         instruction = INSTRUCTIONS[kind]
     if kind == "prefix":
-        return Prompt(kind, instruction, "")
+        return PromptTemplate(kind, instruction, "")
     if kind == "chat":
         return _chat(tokenizer, instruction)
     if instruction:
@@ -113,10 +113,10 @@ def make(tokenizer: Any, kind: str, instruction: str | None = None) -> Prompt:
             f"a completion takes no instruction, but {instruction!r} was given: leave "
             "it out, or use a chat prompt with an instruct model"
         )
-    return Prompt(kind, "", "\n")
+    return PromptTemplate(kind, "", "\n")
 
 
-def _chat(tokenizer: Any, instruction: str) -> Prompt:
+def _chat(tokenizer: Any, instruction: str) -> PromptTemplate:
     if not tokenizer.chat_template:
         raise ValueError(
             "the tokenizer has no chat template, as that of a base model: use a "
@@ -135,10 +135,10 @@ def _chat(tokenizer: Any, instruction: str) -> Prompt:
             f"the chat template shows the user's message {len(around) - 1} times "
             f"instead of once: {text[:500]!r}"
         )
-    return Prompt("chat", *around)
+    return PromptTemplate("chat", *around)
 
 
-class Layout(NamedTuple):
+class TokenizedTemplate(NamedTuple):
     """The ids around a query.
 
     Attributes:
@@ -158,7 +158,9 @@ class Layout(NamedTuple):
         return encode.behind(self.context, [self.gap + text for text in texts])
 
 
-def lay_out(prompt: Prompt, encode: Encode, bos: int, eos: int) -> Layout:
+def tokenize_template(
+    prompt: PromptTemplate, encode: Encode, bos: int, eos: int
+) -> TokenizedTemplate:
     """The ids of a prompt.
 
     Special tokens count in the texts around a query but not in the query, so the three
@@ -169,9 +171,9 @@ def lay_out(prompt: Prompt, encode: Encode, bos: int, eos: int) -> Layout:
     (after_ids,) = encode.behind("a", [after], special=True)
     (whole,) = encode([before + PROBE + after], special=True)
 
-    def layout(head: str, context: str) -> Layout:
+    def layout(head: str, context: str) -> TokenizedTemplate:
         (ids,) = encode([head], special=True)
-        return Layout(ids, after_ids, context, before[len(head) :])
+        return TokenizedTemplate(ids, after_ids, context, before[len(head) :])
 
     layouts = [
         layout(head, context)

@@ -3,8 +3,8 @@
 A `Tokenizer` is a Hugging Face tokenizer folder, given or trained here, plus the
 layout in which the package writes texts:
 
-- a prompt is a query between the texts of a `Prompt`, such as `BOS query newline`,
-  padded on the left; too long a query loses its beginning, the rest of the prompt
+- a prompt is a query between the texts of a `PromptTemplate`, such as `BOS query
+  newline`, padded on the left; too long a query loses its beginning, the rest of the prompt
   loses nothing;
 - a target is `text EOS`, padded on the right; one too long is cut and has no EOS,
   because it is not finished;
@@ -25,8 +25,8 @@ import numpy as np
 
 from jaxqr.data import compare, prompts
 from jaxqr.data.encoding import Encode
-from jaxqr.data.prompts import Prompt
-from jaxqr.types import Pairs, Prompts
+from jaxqr.data.prompts import PromptTemplate
+from jaxqr.types import Pairs, PromptBatch
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -56,7 +56,7 @@ class Tokenizer:
         prompt: the texts around a query; None if nothing says which.
     """
 
-    def __init__(self, tokenizer: Any, prompt: Prompt | None = None):
+    def __init__(self, tokenizer: Any, prompt: PromptTemplate | None = None):
         """Wraps a transformers tokenizer.
 
         Without a prompt, a tokenizer that has a newline writes completions.
@@ -84,7 +84,9 @@ class Tokenizer:
             lacking = {"completion": not self._newline, "prefix": self._encoder_only}
             if lacking.get(prompt.kind):
                 raise self._no_prompt()
-            self._layout = prompts.lay_out(prompt, self._encode, self.bos, self.eos)
+            self._layout = prompts.tokenize_template(
+                prompt, self._encode, self.bos, self.eos
+            )
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
@@ -103,7 +105,7 @@ class Tokenizer:
                 f"{folder} holds none of {', '.join(names)}: give a Hugging Face "
                 "tokenizer folder, or leave it out to train one on the data"
             )
-        prompt = Prompt.load(folder)
+        prompt = PromptTemplate.load(folder)
         tokenizer = _transformers().AutoTokenizer
         tokenizer = tokenizer.from_pretrained(folder, local_files_only=True)
         try:
@@ -125,7 +127,7 @@ class Tokenizer:
         return bool(self._tokenizer.chat_template)
 
     def with_prompt(
-        self, prompt: str | Prompt, instruction: str | None = None
+        self, prompt: str | PromptTemplate, instruction: str | None = None
     ) -> "Tokenizer":
         """The same tokenizer with another prompt.
 
@@ -137,7 +139,7 @@ class Tokenizer:
         Raises:
             ValueError: the tokenizer cannot write this prompt, or no such kind.
         """
-        if not isinstance(prompt, Prompt):
+        if not isinstance(prompt, PromptTemplate):
             prompt = prompts.make(self._tokenizer, prompt, instruction)
         elif instruction is not None:
             raise ValueError("a finished prompt takes no instruction: leave it out")
@@ -197,7 +199,7 @@ class Tokenizer:
         return [" ".join(text.split()) for text in texts]
 
     def source(self, queries: Sequence[str], max_tokens: int) -> list[list[int]]:
-        """Prompts as id lists of at most `max_tokens`, the end of the query kept.
+        """PromptBatch as id lists of at most `max_tokens`, the end of the query kept.
 
         Raises:
             ValueError: the tokenizer has no prompt, or `max_tokens` has no room for a
@@ -402,6 +404,6 @@ def pad_pairs(rows: Sequence[Row], source_width: int, target_width: int, fill: i
     )
 
 
-def pad_prompts(sources: Sequence[list[int]], width: int, fill: int) -> Prompts:
-    """`Prompts` of the given width."""
-    return Prompts(*pad_left(sources, width, fill))
+def pad_prompts(sources: Sequence[list[int]], width: int, fill: int) -> PromptBatch:
+    """`PromptBatch` of the given width."""
+    return PromptBatch(*pad_left(sources, width, fill))

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxqr import vocab
 from jaxqr.decode.ends import end_tokens, is_end
 from jaxqr.decode.sampling import NO, Scalar
-from jaxqr.types import Features, Params, Prompts
+from jaxqr.types import Features, Params, PromptBatch
 
 
 class Beams(NamedTuple):
@@ -42,7 +42,7 @@ class Beams(NamedTuple):
 def beam_search(
     model: Any,
     params: Params,
-    prompts: Prompts,
+    prompts: PromptBatch,
     *,
     max_new_tokens: int,
     num_beams: int,

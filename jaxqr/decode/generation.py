@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxqr import vocab
 from jaxqr.decode.ends import end_tokens, is_end
 from jaxqr.decode.sampling import Scalar, at, sample
-from jaxqr.types import Features, Generated, Params, Prompts
+from jaxqr.types import Features, Generated, Params, PromptBatch
 
 
 class Mixture(NamedTuple):
@@ -38,7 +38,7 @@ class Mixture(NamedTuple):
 def generate(
     model: Any,
     params: Params,
-    prompts: Prompts,
+    prompts: PromptBatch,
     key: Key[Array, ""],
     *,
     max_new_tokens: int,
@@ -90,7 +90,7 @@ def generate_mixture(
     student_params: Params,
     teacher: Any,
     teacher_params: Params,
-    prompts: Prompts,
+    prompts: PromptBatch,
     key: Key[Array, ""],
     *,
     alpha: Scalar,

@@ -22,7 +22,7 @@ from jaxqr.models.layers import (
     take_rows,
     targets_per_source,
 )
-from jaxqr.types import Features, Pairs, Prompts
+from jaxqr.types import Features, Pairs, PromptBatch
 
 
 class Cache(NamedTuple):
@@ -135,7 +135,9 @@ class CausalLM(nn.Module):
             jnp.pad(target_mask, ((0, 0), (1, 0))),
         )
 
-    def prefill(self, prompts: Prompts, max_new_tokens: int) -> tuple[Features, Cache]:
+    def prefill(
+        self, prompts: PromptBatch, max_new_tokens: int
+    ) -> tuple[Features, Cache]:
         """Read the prompts; return the features of the last column and the cache.
 
         The cache has room for `max_new_tokens` calls of `decode_step`. One more would

@@ -18,7 +18,7 @@ from jaxqr.data.pipeline import Batches, bucket, in_order
 from jaxqr.data.tokenize import Tokenizer, pad_prompts
 from jaxqr.train.sharding import shard_batch
 from jaxqr.train.steps import MiniLLMBatch
-from jaxqr.types import Pairs, Params, Prompts, TrainState
+from jaxqr.types import Pairs, Params, PromptBatch, TrainState
 
 
 class Sampling(NamedTuple):
@@ -91,7 +91,7 @@ class StudentSamples:
     def next(self, state: TrainState) -> Pairs:
         """Samples of the state's parameters, drawn with the state's key."""
         batch = self._prompts.next(state)
-        prompts = Prompts(batch.source, batch.source_mask)
+        prompts = PromptBatch(batch.source, batch.source_mask)
         generated = decode.generate(
             self._model,
             state.params,
@@ -184,7 +184,7 @@ class MixtureRollouts:
                 state.params,
                 self._teacher,
                 self._teacher_params,
-                shard_batch(Prompts(source, source_mask), state.params),
+                shard_batch(PromptBatch(source, source_mask), state.params),
                 jax.random.fold_in(key, index),
                 alpha=self._alpha,
                 **self._sampling.arguments(),

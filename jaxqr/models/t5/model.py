@@ -27,7 +27,7 @@ from jaxqr.models.t5.blocks import (
     norm_of,
     std_of,
 )
-from jaxqr.types import Features, Pairs, Prompts
+from jaxqr.types import Features, Pairs, PromptBatch
 
 
 class Cache(NamedTuple):
@@ -129,7 +129,9 @@ class T5(nn.Module):
         )
         return features, tokens, mask.at[:, 0].set(False)
 
-    def prefill(self, prompts: Prompts, max_new_tokens: int) -> tuple[Features, Cache]:
+    def prefill(
+        self, prompts: PromptBatch, max_new_tokens: int
+    ) -> tuple[Features, Cache]:
         """Encode the prompts; return the features of the first token, and the cache.
 
         The cache has room for `max_new_tokens` calls of `decode_step`. One more would
