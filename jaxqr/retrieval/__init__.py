@@ -4,20 +4,9 @@
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-import numpy as np
-from jaxtyping import Float32, Shaped
-
-
-class Hits(NamedTuple):
-    """Ranked lists of products, the best first.
-
-    Rows shorter than `M` are padded on the right with the id "" and the score 0.
-    """
-
-    ids: Shaped[np.ndarray, "Q M"]
-    scores: Float32[np.ndarray, "Q M"]
+from jaxqr.records import Hits
 
 
 @runtime_checkable
@@ -29,7 +18,8 @@ class Retriever(Protocol):
 
         Products of equal score come in the order of their ids, so that a list does
         not depend on how the index was filled. A query without a term, or whose
-        terms no product has, gets an empty list.
+        terms no product has, gets an empty list. A query whose search failed gets an
+        empty list that is not `valid`; the others keep theirs.
 
         Args:
             queries: Q texts as the shopper typed them; no query language.

@@ -25,8 +25,7 @@ from pathlib import Path
 import numpy as np
 import tantivy
 
-from jaxqr.records import Product
-from jaxqr.retrieval import Hits
+from jaxqr.records import Hits, Product
 from jaxqr.retrieval.analysis import tokens
 
 _META = "jaxqr.json"
@@ -196,7 +195,7 @@ class EmbeddedRetriever:
         scores = np.zeros((len(rows), k), np.float32)
         for row, found in zip(scores, rows, strict=True):
             row[: len(found)] = [score for _, score in found]
-        return Hits(ids, scores)
+        return Hits(ids, scores, np.ones(len(rows), np.bool_))
 
     def _settle(self, writer: tantivy.IndexWriter) -> None:
         writer.wait_merging_threads()

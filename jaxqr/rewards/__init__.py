@@ -1,28 +1,29 @@
-"""What online training maximises: numbers for rewrites, computed on the host.
+"""What online training maximizes: numbers for rewrites, computed on the host.
 
 `rewrite_reward` searches with the rewrites and puts together relevance, diversity and
-a judge's interactions; `Sidecar` runs it beside the device. Nothing here imports jax,
-save `jaxqr.rewards.relevance`, which has to be imported by its own name.
+a judge's interactions; `ScoringPool` runs it in threads while the device works. Nothing
+here imports jax, except `jaxqr.rewards.classifier` and `jaxqr.rewards.relevance`, which
+have to be imported by their own names.
 """
 
 from jaxqr.rewards.judges import SimulatedShopper
+from jaxqr.rewards.pool import ScoringPool
 from jaxqr.rewards.profiles import Profile, sample_profiles
 from jaxqr.rewards.reward import (
-    Interactions,
+    INTERACTIONS,
+    PARTS,
     Judge,
     Relevance,
-    Reward,
     rewrite_reward,
 )
-from jaxqr.rewards.sidecar import Sidecar
 
 __all__ = [
-    "Interactions",
+    "INTERACTIONS",
+    "PARTS",
     "Judge",
     "Profile",
     "Relevance",
-    "Reward",
-    "Sidecar",
+    "ScoringPool",
     "SimulatedShopper",
     "rewrite_reward",
     "sample_profiles",

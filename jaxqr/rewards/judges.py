@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Shaped
 
-from jaxqr.records import Product
-from jaxqr.retrieval import Hits
+from jaxqr.records import Hits, Interactions, Product
 from jaxqr.rewards.profiles import Profile
-from jaxqr.rewards.reward import Interactions, Relevance
 
 PERSISTENCE = 0.95
 """Chance to go on to the next product: a patient reader of 20 results."""
@@ -56,20 +54,14 @@ class SimulatedShopper:
     """
 
     def __init__(
-        self,
-        products: Mapping[str, Product],
-        relevance: Relevance,
-        *,
-        sample_seed: int | None = None,
+        self, products: Mapping[str, Product], *, sample_seed: int | None = None
     ):
         """Prepares what does not depend on the query.
 
         Args:
             products: The catalogue by id. Products not in it fit everybody equally.
-            relevance: M1.
             sample_seed: Draws interactions instead of expecting them.
         """
-        self._relevance = relevance
         self._seed = sample_seed
         # The row after the last one is the unknown product, which pads lists too.
         self._row = {product_id: i for i, product_id in enumerate(products)}
@@ -82,7 +74,11 @@ class SimulatedShopper:
         self._mentions = functools.cache(self._search_texts)
 
     def __call__(
-        self, queries: Sequence[str], hits: Hits, profiles: Sequence[Profile]
+        self,
+        queries: Sequence[str],
+        hits: Hits,
+        gains: Float[np.ndarray, "Q M"],
+        profiles: Sequence[Profile],
     ) -> Interactions:
         """See `Judge`. Every row is valid; an empty list has the rates 0."""
         if not len(queries) == len(hits.ids) == len(profiles):
@@ -95,7 +91,7 @@ class SimulatedShopper:
         rows = np.array(
             [self._row.get(i, unknown) for i in hits.ids.ravel().tolist()], np.intp
         ).reshape(hits.ids.shape)
-        gains = np.asarray(self._relevance(queries, hits.ids), np.float64)
+        gains = gains.astype(np.float64)
         fit = self._fit(rows, profiles)
         looks = PERSISTENCE ** np.arange(hits.ids.shape[1]) * listed
         click, add, buy = (
@@ -155,7 +151,7 @@ def _draws(
     draws = np.empty((*ids.shape, 4), np.float32)
     for i, (query, row) in enumerate(zip(queries, ids.tolist(), strict=True)):
         name = "\x00".join([str(seed), query, *filter(None, row)])
-        digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
+        digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).digest()
         rng = np.random.default_rng(int.from_bytes(digest, "big"))
         draws[i] = rng.random(draws.shape[1:], np.float32)
     # One draw decides how far down the whole list is looked at.

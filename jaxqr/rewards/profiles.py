@@ -112,4 +112,5 @@ def assign(pool: Sequence[Profile], queries: Sequence[str]) -> list[Profile]:
 
 def _stable_hash(text: str) -> int:
     # Python's own hash of a text differs from one process to the next.
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    encoded = text.encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "big")

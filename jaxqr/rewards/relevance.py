@@ -1,29 +1,17 @@
 """M1: how relevant a product is to a query, by a cross-encoder such as BERT.
 
-The encoder reads query and product text together and predicts ESCI's four labels;
-the relevance is the expected gain, sum_j p_j gain_j, in [0, 1]. This is the one
-reward that needs the device, so this is the one module of rewards that imports jax:
-import it by its own name.
+The classifier reads query and product text together and predicts the collection's
+relevance labels; the relevance is the expected gain, sum_j p_j gain_j, in [0, 1].
 """
 
 import threading
 from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxqr import models
-from jaxqr.data.pipeline import collate_encoder, in_order
-from jaxqr.data.tokenize import Tokenizer
-from jaxqr.records import GAINS, LABELS, Product
-from jaxqr.types import Params
-
-MAX_TOKENS = 64
+from jaxqr.records import Labels, Product
+from jaxqr.rewards.classifier import Classifier
 
 
 def product_text(product: Product) -> str:
@@ -39,56 +27,36 @@ def product_text(product: Product) -> str:
 class RelevanceModel:
     """Expected gain of (query, product) pairs; every pair is scored once and kept.
 
-    Several threads may call it, such as a sidecar's and that of an evaluation.
+    Several threads may call it, such as those of a scoring pool and of an evaluation.
 
     Args:
-        model: one of `jaxqr.models` with `len(LABELS)` classes, of any family.
-        params: its parameters.
-        tokenizer: its tokenizer.
+        classifier: has one class per label, in the labels' order.
         products: product by id.
-        gains: gain of each label.
-        max_tokens: length a text pair is cut to.
+        labels: of the collection that the classifier was trained on.
         batch_size: pairs per forward pass.
+
+    Raises:
+        ValueError: the classifier has another number of classes than there are labels.
     """
 
     def __init__(
         self,
-        model: Any,
-        params: Params,
-        tokenizer: Tokenizer,
+        classifier: Classifier,
         products: Mapping[str, Product],
+        labels: Labels = Labels(),  # noqa: B008 - a tuple
         *,
-        gains: Mapping[str, float] = GAINS,
-        max_tokens: int = MAX_TOKENS,
         batch_size: int = 128,
     ):
-        self._classify = partial(_probabilities, model, params)
-        self._tokenizer, self._products = tokenizer, products
-        self._gains = np.array([gains[label] for label in LABELS], np.float32)
-        self._max_tokens, self._batch_size = max_tokens, batch_size
+        if (classes := classifier.model.config.num_labels) != labels.num_classes:
+            raise ValueError(
+                f"the classifier has {classes} classes, the collection the labels "
+                f"{', '.join(labels.names)}: train M1 on this collection"
+            )
+        self._classifier, self._products = classifier, products
+        self._gains = np.array(labels.gains, np.float32)
+        self._batch_size = batch_size
         self._known: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()
-
-    @classmethod
-    def load(
-        cls,
-        folder: str | Path,
-        products: Mapping[str, Product],
-        *,
-        gains: Mapping[str, float] = GAINS,
-        max_tokens: int = MAX_TOKENS,
-        **options: Any,
-    ) -> "RelevanceModel":
-        """Reads a Hugging Face folder of a model of any family with four classes.
-
-        `max_tokens` should be the length that it was trained with; `options` go to
-        `models.load_pretrained`, such as `dtype` and `place`.
-        """
-        model, params = models.load_pretrained(folder, **options)
-        tokenizer = Tokenizer.load(folder)
-        return cls(
-            model, params, tokenizer, products, gains=gains, max_tokens=max_tokens
-        )
 
     def __call__(
         self, queries: Sequence[str], ids: np.ndarray
@@ -113,25 +81,11 @@ class RelevanceModel:
     def probabilities(
         self, queries: Sequence[str], products: Sequence[str]
     ) -> Float[np.ndarray, "R K"]:
-        """Label probabilities of each (query, product id) row, in `LABELS` order."""
-        rows = self._tokenizer.encoder(
-            queries,
-            [product_text(self._product(product)) for product in products],
-            max_tokens=self._max_tokens,
+        """Label probabilities of each (query, product id) row, in the labels' order."""
+        texts = [product_text(self._product(product)) for product in products]
+        return self._classifier.probabilities(
+            queries, texts, batch_size=self._batch_size
         )
-        # Similar lengths share a batch, so that short pairs are not padded to long.
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
-        collate = partial(collate_encoder, fill=self._tokenizer.eos)
-        parts = [
-            np.asarray(self._classify(batch.tokens, batch.mask, batch.segments))[:real]
-            for batch, real in in_order(
-                [rows[i] for i in order], collate, batch_size=self._batch_size
-            )
-        ]
-        probabilities = np.zeros((len(rows), len(LABELS)), np.float32)
-        if parts:
-            probabilities[order] = np.concatenate(parts)
-        return probabilities
 
     def _product(self, product: str) -> Product:
         if product not in self._products:
@@ -140,9 +94,3 @@ class RelevanceModel:
                 "reads: index the same products that it is given"
             )
         return self._products[product]
-
-
-@partial(jax.jit, static_argnums=0)
-def _probabilities(model, params, tokens, mask, segments):
-    logits = model.apply(params, tokens, mask, segments, method="classify")
-    return jax.nn.softmax(logits.astype(jnp.float32))

@@ -12,41 +12,18 @@ rewrite, so that its wording cannot please them.
 """
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Shaped
+from jaxtyping import Float, Shaped
 
 from jaxqr import metrics
-from jaxqr.retrieval import Hits, Retriever
+from jaxqr.records import Hits, Interactions, Reward
+from jaxqr.retrieval import Retriever
 from jaxqr.rewards.profiles import Profile, assign, default_pool
 
-PARTS = ("relevance", "diversity", "click", "add_to_cart", "purchase")
-
-
-class Reward(NamedTuple):
-    """Rewards of Q rewrites.
-
-    `total` is the weighted mean of `parts`. Where `valid` is False nothing is known:
-    numbers there are 0 and must not be trained on, averaged or compared. `flags`
-    counts what goes wrong with rewrites that are valid all the same: `empty` has no
-    text, `no_results` found nothing (empty ones included), `copy` is the query again.
-    """
-
-    total: Float32[np.ndarray, " Q"]
-    parts: Mapping[str, Float32[np.ndarray, " Q"]]
-    valid: Bool[np.ndarray, " Q"]
-    flags: Mapping[str, Bool[np.ndarray, " Q"]] = MappingProxyType({})
-
-
-class Interactions(NamedTuple):
-    """Expected interactions per listed product, in [0, 1]; not `valid` is a failure."""
-
-    click: Float32[np.ndarray, " Q"]
-    add_to_cart: Float32[np.ndarray, " Q"]
-    purchase: Float32[np.ndarray, " Q"]
-    valid: Bool[np.ndarray, " Q"]
+INTERACTIONS = ("click", "add_to_cart", "purchase")
+PARTS = ("relevance", "diversity", *INTERACTIONS)
 
 
 @runtime_checkable
@@ -54,12 +31,17 @@ class Judge(Protocol):
     """M2: what a shopper does with a list of products."""
 
     def __call__(
-        self, queries: Sequence[str], hits: Hits, profiles: Sequence[Profile]
+        self,
+        queries: Sequence[str],
+        hits: Hits,
+        gains: Float[np.ndarray, "Q M"],
+        profiles: Sequence[Profile],
     ) -> Interactions:
         """Judges list q, shown to `profiles[q]` who typed the original `queries[q]`.
 
-        A row that cannot be judged is returned with `valid` False, not with zeros
-        that look like a verdict. Empty lists are never passed in.
+        `gains` are M1's for the listed products, 0 for padding: a judge need not ask
+        M1 again. A row that cannot be judged is returned with `valid` False, not with
+        zeros that look like a verdict. Empty lists are never passed in.
         """
         ...
 
@@ -89,7 +71,7 @@ def rewrite_reward(
     """Scores `rewrites[q]` as a rewrite of `queries[q]`.
 
     A rewrite that is empty or finds nothing is a valid 0 in every part. A row whose
-    judge failed is not valid. Equal (query, rewrite) rows are scored once and share
+    search (of the query or of the rewrite) or judge failed is not valid. Equal (query, rewrite) rows are scored once and share
     the result, and every distinct text is searched once.
 
     Args:
@@ -120,35 +102,39 @@ def rewrite_reward(
 
     original, lists = _search(retriever, queries, rewrites, k)
     listed = lists.ids != ""
-    found = np.flatnonzero(listed.any(axis=1))
+    searched = original.valid & lists.valid
+    found = np.flatnonzero(searched & listed.any(axis=1))
     parts = {name: np.zeros(len(pairs), np.float32) for name in PARTS}
-    valid = np.ones(len(pairs), np.bool_)
+    judged = np.ones(len(pairs), np.bool_)
     parts["diversity"][:] = metrics.diversity(original.ids, lists.ids)
     if found.size:
-        asked = [queries[i] for i in found]
-        shown = Hits(lists.ids[found], lists.scores[found])
+        asked, shown = [queries[i] for i in found], lists.take(found)
         gains = _in_unit("relevance", relevance(asked, shown.ids), shown.ids.shape)
-        gains = np.where(listed[found], gains, 0.0)
+        gains = np.where(listed[found], gains, np.float32(0))
         parts["relevance"][found] = gains.sum(axis=1) / listed[found].sum(axis=1)
         pool = default_pool() if profiles is None else profiles
-        verdict = judge(asked, shown, assign(pool, asked))
-        valid[found] = verdict.valid
-        for name in ("click", "add_to_cart", "purchase"):
+        verdict = judge(asked, shown, gains, assign(pool, asked))
+        judged[found] = verdict.valid
+        for name in INTERACTIONS:
             rates = np.where(verdict.valid, getattr(verdict, name), 0.0)
             parts[name][found] = _in_unit(name, rates, found.shape)
+    valid = searched & judged
     for part in parts.values():
         part[~valid] = 0.0
     total = sum(weight[name] * parts[name] for name in PARTS) / sum(weight.values())
     flags = {
         "empty": np.array([not text.strip() for text in rewrites], np.bool_),
-        "no_results": ~listed.any(axis=1),
+        "no_results": searched & ~listed.any(axis=1),
         "copy": metrics.exact_match(rewrites, queries).astype(np.bool_),
+        "search_failed": ~searched,
+        "judge_failed": ~judged,
     }
     return Reward(
         np.asarray(total, np.float32)[place],
         {name: part[place] for name, part in parts.items()},
         valid[place],
         {name: flag[place] for name, flag in flags.items()},
+        lists.take(place),
     )
 
 
@@ -170,13 +156,16 @@ def _search(
     # Blank texts are not sent: some engines answer them with everything they have.
     texts = [text for text in dict.fromkeys([*queries, *rewrites]) if text.strip()]
     hits = retriever.search(texts, k)
-    ids = np.concatenate([hits.ids, np.full((1, k), "", hits.ids.dtype)])
-    scores = np.concatenate([hits.scores, np.zeros((1, k), np.float32)])
     at = {text: i for i, text in enumerate(texts)}
+    # One more row, an empty list, for the blank texts.
+    hits = Hits(
+        np.concatenate([hits.ids, np.full((1, k), "", hits.ids.dtype)]),
+        np.concatenate([hits.scores, np.zeros((1, k), np.float32)]),
+        np.append(hits.valid, True),
+    )
 
     def lists(wanted: Sequence[str]) -> Hits:
-        rows = np.array([at.get(text, len(texts)) for text in wanted], np.intp)
-        return Hits(ids[rows], scores[rows])
+        return hits.take(np.array([at.get(t, len(texts)) for t in wanted], np.intp))
 
     return lists(queries), lists(rewrites)
 
