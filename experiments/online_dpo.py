@@ -3,251 +3,127 @@
     python -m experiments.online_dpo quickstart
 
 Each update: 16 training queries, N rewrites each from the current policy, the best
-against the worst by reward, one DPO step. At intervals the policy rewrites
-held-out queries: reward parts, a second pool of shoppers, judged-only nDCG, KL to the
-start, entropy and length go to `metrics.jsonl`, the rewrites of a few queries to
+against the worst by reward, one DPO step. At intervals the policy rewrites validation
+queries: reward parts, a second pool of shoppers, judged-only nDCG, KL to the start,
+entropy and length go to `metrics.jsonl`, the rewrites of a few queries to
 `rewrites.jsonl`. Ctrl-C saves; the same command goes on.
-
-Seen on 2 CPU cores, quickstart: 51 s for 150 updates, held-out reward 0.371 to 0.459,
-true gain of the products found 0.263 to 0.305.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import jax
 import numpy as np
 
-from experiments import prepare, scoring, training
-from experiments.layout import launch, require, stage
-from experiments.training import Optimisation
+from experiments import runs, training
+from experiments.cli import launch
+from experiments.config import OnlineDPO
+from experiments.prepare import Prepared
+from experiments.presets import PRESETS
+from experiments.system import System
 from jaxqr.data.pipeline import Batches
-from jaxqr.data.tokenize import Tokenizer
-from jaxqr.rewards import Reward, Sidecar
-from jaxqr.rewards.reward import PARTS
-from jaxqr.train import online, rollout, steps
-from jaxqr.train.rollout import Sampling
-from jaxqr.types import Params, TrainState
+from jaxqr.decode import Sampling
+from jaxqr.evaluation import search
+from jaxqr.lm import LM
+from jaxqr.train import steps
+from jaxqr.train.rollouts.draw import Samples
+from jaxqr.train.rollouts.finish import prefer
+from jaxqr.train.rollouts.online import OnlineRollouts
 
 SHOWN = 8
-"""Held-out queries whose rewrites are written down at every evaluation."""
+"""Validation queries whose rewrites are written down at every evaluation."""
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Weights of the reward's parts."""
-
-    relevance: float = 1.0
-    diversity: float = 1.0
-    click: float = 1.0
-    add_to_cart: float = 1.0
-    purchase: float = 1.0
-
-
-@dataclass(frozen=True)
-class Config:
-    """Online DPO from a stage of the run."""
-
-    optimisation: Optimisation
-    run: Path = Path("runs/quickstart")
-    name: str = "online"
-    start: str = "distill"
-    """The stage whose model is the first policy, and the frozen reference."""
-    reference: Literal["none", "frozen"] = "frozen"
-    """`none` is MiniELM's eq. 2; `frozen` is DPO, which stays near its start."""
-    beta: float = 0.1
-    candidates: int = 2
-    temperature: float = 1.0
-    top_p: float = 1.0
-    k: int = 20
-    weights: Weights = field(default_factory=Weights)
-    overlap: bool = True
-    """Generate the next candidates while the last ones are scored: one step off."""
-    timeout: float = 120.0
-    """Seconds after which a batch's scores are given up."""
-    evaluation_queries: int = 200
-    max_source: int = 32
-    max_new_tokens: int = 24
-    seed: int = 0
-
-
-_PAPER = Config(
-    Optimisation(1000, 16, 1e-6, "constant", evaluate_every=50, checkpoint_every=50),
-    run=Path("runs/paper-gpt2"),
-    reference="none",
-)
-
-PRESETS = {
-    "quickstart": Config(
-        Optimisation(150, 16, 1e-4, "constant", evaluate_every=25, checkpoint_every=50),
-        beta=0.3,
-        candidates=4,
-        k=10,
-        evaluation_queries=100,
-        max_source=16,
-        max_new_tokens=16,
-    ),
-    "esci-small": Config(
-        Optimisation(200, 16, 1e-4, "constant", evaluate_every=25, checkpoint_every=25),
-        run=Path("runs/esci-small"),
-        beta=0.3,
-        candidates=4,
-        k=10,
-    ),
-    "paper-gpt2": _PAPER,
-    "paper-t5": replace(_PAPER, run=Path("runs/paper-t5")),
-    "paper-llama": replace(
-        _PAPER,
-        run=Path("runs/paper-llama"),
-        optimisation=replace(
-            _PAPER.optimisation, dtype="bfloat16", remat="dots", fsdp=8
-        ),
-    ),
-}
-
-
-def main(config: Config) -> None:
+def main(run: Path, config: OnlineDPO) -> None:
     """Trains the policy."""
-    data = prepare.load(config.run)
-    folder = config.run / config.name
+    data = Prepared(run)
+    folder = run / config.name
     command = "python -m experiments.distill PRESET"
-    start = require(config.run / config.start, command) / "model"
-    with stage(folder, config) as work:
+    start_folder = runs.require(run / config.start, command) / "model"
+    with runs.stage(folder, config) as work:
         if not work:
             return
-        scorers = scoring.build(
-            config.run, data, k=config.k, weights=asdict(config.weights)
-        )
-        model, params, tokenizer = training.load_model(
-            start, config.optimisation, seed=config.seed
+        system = System(run, data, config.system)
+        start = training.load_model(
+            start_folder, config.compute, config.lora, seed=config.seed
         )
         sampling = Sampling(
-            config.max_source,
-            config.max_new_tokens,
+            data.lengths.source,
+            data.lengths.target,
             config.temperature,
             top_p=config.top_p,
         )
         queries = Batches(
             data.searchable["train"],
             list,
-            batch_size=config.optimisation.batch_size,
+            batch_size=config.optimizer.batch_size,
             seed=config.seed,
         )
-        held_out = sample(data.searchable["test"], config.evaluation_queries)
+        curve = training.sample(
+            data.searchable["validation"], config.evaluation_queries
+        )
+        with system.pool(system.reward) as pool, system.scorers() as scorers:
 
-        def evaluate(state: TrainState) -> dict[str, float]:
-            values, rewrites = held_out_numbers(
-                model, state.params, params, tokenizer, held_out, scorers, sampling
-            )
-            shown = dict(zip(held_out[:SHOWN], rewrites, strict=False))
-            keep_rewrites(folder / "rewrites.jsonl", int(state.step), shown)
-            return values
+            def evaluate(policy: LM, step: int) -> dict[str, float]:
+                values, shown = curve_point(policy, start, curve, scorers, sampling)
+                keep_rewrites(folder / "rewrites.jsonl", step, shown)
+                return values
 
-        with Sidecar(scorers.reward, timeout=config.timeout) as sidecar:
             training.train(
                 folder,
+                start,
                 steps.dpo_step,
-                model,
-                params,
-                tokenizer,
-                online.OnlineRollouts(
-                    model,
-                    tokenizer,
-                    queries,
-                    sidecar.submit,
-                    Reward,
-                    online.prefer,
-                    sampling,
-                    candidates=config.candidates,
+                OnlineRollouts(
+                    Samples(start, queries, sampling, n=config.candidates),
+                    pool.submit,
+                    prefer,
                     overlap=config.overlap,
                 ),
-                config.optimisation,
+                config,
                 evaluate=evaluate,
-                frozen=(params,) if config.reference == "frozen" else (),
-                start_stays=True,  # the KL is to it
-                seed=config.seed,
+                frozen=(start.params,) if config.reference == "frozen" else (),
+                keep_start=True,  # the KL is to it
                 log_every=1,
                 beta=config.beta,
             )
 
 
-def held_out_numbers(
-    model: Any,
-    params: Params,
-    start_params: Params,
-    tokenizer: Tokenizer,
-    queries: Sequence[str],
-    scorers: scoring.Scorers,
+def curve_point(
+    policy: LM,
+    start: LM,
+    queries: list[str],
+    scorers: search.Scorers,
     sampling: Sampling,
-) -> tuple[dict[str, float], list[tuple[str, float]]]:
-    """Means over held-out queries, and (greedy rewrite, reward) per query.
+) -> tuple[dict[str, float], dict[str, tuple[str, float]]]:
+    """One point of the curve, and (greedy rewrite, reward) of the first few queries.
 
-    Rewards, nDCG and `length` (words) are of greedy rewrites; `kl` to the start and
-    `entropy` are nats per token over one sampled rewrite each, `tokens` their length.
+    Table 3's numbers of greedy rewrites, with their `length` in words, and the drift of
+    the policy from its start along sampled ones.
     """
-    greedy, drawn = (
-        [
-            texts[0]
-            for texts in rollout.rewrite(
-                model, params, tokenizer, queries, jax.random.key(0), sampling=s
-            )
-        ]
-        for s in (sampling._replace(temperature=0.0), sampling)
-    )
-    reward, guard = scorers.reward(queries, greedy), scorers.guard(queries, greedy)
-    columns = training.measured(
-        model,
-        params,
-        tokenizer,
-        list(zip(queries, drawn, strict=True)),
-        max_source=sampling.max_source,
-        max_target=sampling.max_new_tokens,
-        teacher=(model, start_params),
-    )
-    tokens = columns.tokens.sum()
-    values = {"total": _mean(reward.total, reward.valid)}
-    values |= {name: _mean(reward.parts[name], reward.valid) for name in PARTS}
-    values |= {
-        f"guard_{name}": _mean(guard.parts[name], guard.valid)
-        for name in ("click", "add_to_cart", "purchase")
-    }
-    values |= {name: float(np.mean(flag)) for name, flag in reward.flags.items()}
-    ndcg = scorers.ndcg(queries, greedy)
-    if not np.isnan(ndcg).all():
-        values["ndcg"] = float(np.nanmean(ndcg))
-    if scorers.true_gain:
-        values["true_gain"] = float(scorers.true_gain(queries, greedy).mean())
-    values |= {
-        "kl": float(columns.reverse_kl.sum() / tokens),
-        "entropy": float(columns.entropy.sum() / tokens),
-        "tokens": float(columns.tokens.mean()),
-        "length": float(np.mean([len(text.split()) for text in greedy])),
-    }
-    return values, list(zip(greedy, reward.total.tolist(), strict=True))
+    greedy = write(policy, queries, sampling)
+    columns = search.search_columns(queries, greedy, scorers)
+    values = columns.means() | search.drift(policy, start, queries, sampling)
+    values["length"] = float(np.mean([len(text.split()) for text in greedy]))
+    total = columns.metrics["total"].tolist()
+    shown = zip(queries[:SHOWN], zip(greedy, total, strict=True), strict=False)
+    return values, dict(shown)
+
+
+def write(lm: LM, queries: list[str], sampling: Sampling) -> list[str]:
+    """The greedy rewrite of every query."""
+    greedy = sampling._replace(temperature=0.0, top_p=1.0)
+    return [rewrites[0].text for rewrites in lm.rewrite(queries, sampling=greedy)]
 
 
 def keep_rewrites(path: Path, step: int, rewrites: dict[str, Any]) -> None:
-    """Writes a line after those of earlier steps, so that none stands there twice."""
-    lines = path.read_text().splitlines() if path.exists() else []
+    """Writes a line after those of earlier steps, so that no step has two."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     lines = [line for line in lines if json.loads(line)["step"] < step]
     new = json.dumps({"step": step, "rewrites": rewrites}, ensure_ascii=False)
     partial = path.with_suffix(".partial")
-    partial.write_text("\n".join([*lines, new]) + "\n")
+    partial.write_text("\n".join([*lines, new]) + "\n", encoding="utf-8")
     partial.replace(path)
 
 
-def sample(queries: Sequence[str], most: int, seed: int = 0) -> list[str]:
-    """At most `most` queries in a random order, the same ones for a seed."""
-    order = np.random.default_rng(seed).permutation(len(queries))[:most]
-    return [queries[int(i)] for i in order]
-
-
-def _mean(values: np.ndarray, valid: np.ndarray) -> float:
-    return float(values[valid].mean()) if valid.any() else float("nan")
-
-
 if __name__ == "__main__":
-    launch(main, PRESETS, __doc__)
+    launch(main, {name: run.online for name, run in PRESETS.items()}, __doc__)

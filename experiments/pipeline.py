@@ -1,4 +1,4 @@
-"""The whole job: data, M1, warm-up, SFT, distillation, online DPO, tables, report.
+"""The whole job: data, M1, pretraining, SFT, distillation, online DPO, tables, report.
 
     python -m experiments.pipeline quickstart
     python -m experiments.pipeline quickstart --model t5-tiny
@@ -7,8 +7,8 @@
         --sft-teacher.init PATH/TO/gpt2-large --sft-student.init PATH/TO/gpt2
 
 Stages that are done are passed over, one that was interrupted goes on: the same
-command again finishes the run. On a CPU, M1 trains in a process of its own beside the
-language models, and writes to `runs/NAME/relevance.log`.
+command again finishes the run. On a CPU, M1 trains in a process of its own at the same
+time as the language models, and writes to `runs/NAME/relevance.log`.
 """
 
 import multiprocessing
@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import jax
 
@@ -27,15 +26,15 @@ from experiments import (
     evaluate,
     online_dpo,
     prepare,
+    pretrain,
     relevance,
     report,
     sft,
-    warmup,
 )
-from experiments.layout import launch, set_up
-from experiments.training import PromptConfig, check_same
-
-Model = Literal["gpt2-tiny", "llama-tiny", "t5-tiny"]
+from experiments.cli import launch, set_up
+from experiments.config import Model, PromptConfig, Relevance, Run
+from experiments.presets import PRESETS
+from experiments.training import check_same
 
 TEACHERS: dict[Model, str] = {
     "gpt2-tiny": "gpt2-3x192",
@@ -46,47 +45,17 @@ TEACHERS: dict[Model, str] = {
 
 
 @dataclass(frozen=True)
-class Config:
-    """All stages of a run."""
+class Config(Run):
+    """All stages of a run, in order."""
 
-    run: Path | None
-    """None: `runs/` and the preset's name, and that of `model`."""
-    prepare: prepare.Config
-    relevance: relevance.Config
-    warmup_teacher: warmup.Config | None
-    warmup_student: warmup.Config | None
-    sft_teacher: sft.Config
-    sft_student: sft.Config
-    distill: distill.Config
-    online: online_dpo.Config
-    evaluate: evaluate.Config
     model: Model | None = None
-    """Another student than the preset's, with its larger sibling as the teacher."""
+    """Another student than the preset's, with its larger sibling as the teacher; its
+    run is `runs/PRESET-MODEL` unless `--run` names another."""
 
 
-PRESETS = {
-    name: Config(
-        None,
-        prepare.PRESETS[name],
-        relevance.PRESETS[name],
-        warmup.PRESETS.get(f"{name}-teacher"),
-        warmup.PRESETS.get(f"{name}-student"),
-        sft.PRESETS[f"{name}-teacher"],
-        sft.PRESETS[f"{name}-student"],
-        distill.PRESETS[name],
-        online_dpo.PRESETS[name],
-        evaluate.PRESETS[name],
-    )
-    for name in prepare.PRESETS
-}
-
-
-def main(config: Config) -> None:
+def main(run: Path, config: Config) -> None:
     """Runs every stage in turn."""
-    run, teacher, student = config.run, config.warmup_teacher, config.warmup_student
-    if run is None:
-        name = [config.prepare.run.name, *([config.model] if config.model else [])]
-        run = config.prepare.run.with_name("-".join(name))
+    teacher, student = config.pretrain_teacher, config.pretrain_student
     if config.model:
         if not (teacher and student):
             raise ValueError(
@@ -95,48 +64,54 @@ def main(config: Config) -> None:
             )
         if config.sft_teacher.init or config.sft_student.init:
             raise ValueError(
-                f"--model {config.model} begins at random, --sft-*.init with a "
+                f"--model {config.model} starts at random, --sft-*.init with a "
                 "pretrained folder: give one of the two"
             )
         teacher = replace(teacher, model=TEACHERS[config.model])
         student = replace(student, model=config.model)
-    teachers, students = config.sft_teacher.init, config.sft_student.init
+        if run.name in PRESETS:  # nobody named another
+            run = run.with_name(f"{run.name}-{config.model}")
+    _check_tokenizers(config)
+    prepare.main(run, config.prepare)
+    with _at_the_same_time(run, config.relevance):
+        if teacher:
+            pretrain.main(run, teacher)
+        sft.main(run, config.sft_teacher)
+        if student:
+            pretrain.main(run, student)
+        sft.main(run, config.sft_student)
+        distill.main(run, config.distill)
+    online_dpo.main(run, config.online)
+    evaluate.main(run, config.evaluate)
+    report.main(run, report.Config())
+
+
+def _check_tokenizers(config: Config) -> None:
+    """Teacher and student must share one; the folders say so before anything is run."""
+    folders = [config.sft_teacher.init, config.sft_student.init]
     # What a command line says of prompts, the folders do not know yet.
     as_found = config.sft_teacher.prompt == config.sft_student.prompt == PromptConfig()
-    if as_found and teachers and students and teachers.is_dir() and students.is_dir():
-        check_same(teachers, students, ("teacher", "student"))
-    prepare.main(replace(config.prepare, run=run))
-    with _beside(replace(config.relevance, run=run)):
-        for module, stage in (
-            (warmup, teacher),
-            (sft, config.sft_teacher),
-            (warmup, student),
-            (sft, config.sft_student),
-            (distill, config.distill),
-        ):
-            if stage is not None:
-                module.main(replace(stage, run=run))
-    online_dpo.main(replace(config.online, run=run))
-    evaluate.main(replace(config.evaluate, run=run))
-    report.main(report.Config(run))
+    teacher, student = folders
+    if as_found and teacher and student and teacher.is_dir() and student.is_dir():
+        check_same(teacher, student, ("teacher", "student"))
 
 
 @contextmanager
-def _beside(config: relevance.Config) -> Iterator[None]:
+def _at_the_same_time(run: Path, config: Relevance) -> Iterator[None]:
     """Trains M1 while the body runs, or before it where an accelerator is shared.
 
     Raises:
         RuntimeError: M1 failed; the message names its log.
     """
-    done = (config.run / "relevance" / "done").exists()
+    done = (run / "relevance" / "done").exists()
     if done or jax.default_backend() != "cpu":
-        relevance.main(config)
+        relevance.main(run, config)
         yield
         return
-    log = config.run / "relevance.log"
+    log = run / "relevance.log"
     # Spawned: a fork of a process whose JAX has started its threads can hang.
     child = multiprocessing.get_context("spawn").Process(
-        target=_logged, args=(config, log), name="relevance"
+        target=_logged, args=(run, config, log), name="relevance"
     )
     child.start()
     try:
@@ -150,13 +125,15 @@ def _beside(config: relevance.Config) -> Iterator[None]:
         raise RuntimeError(f"M1 was not trained; {log} says why")
 
 
-def _logged(config: relevance.Config, log: Path) -> None:
-    with log.open("a", buffering=1) as file:
+def _logged(run: Path, config: Relevance, log: Path) -> None:
+    with log.open("a", buffering=1, encoding="utf-8") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
         set_up()
-        relevance.main(config)
+        relevance.main(run, config)
 
+
+CONFIGS = {name: Config(**vars(run)) for name, run in PRESETS.items()}
 
 if __name__ == "__main__":
-    launch(main, PRESETS, __doc__)
+    launch(main, CONFIGS, __doc__)

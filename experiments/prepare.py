@@ -3,88 +3,129 @@
     python -m experiments.prepare quickstart
 
 Reads the synthetic shop, ESCI, or your own tables, and writes `runs/NAME/data`: the
-collection as parquet tables, the query pairs of its three sides, who may be searched
-for, and the tokenizer. CPU; seconds (quickstart), half a minute (esci-small).
+collection as parquet tables, the query pairs of its three splits, which queries can be
+searched for, and the tokenizer. CPU; seconds (quickstart), half a minute (esci-small).
 """
 
+import dataclasses
+import hashlib
 import json
-import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import numpy as np
 from rich.console import Console
 
-from experiments.layout import launch, require, stage, write_json
+from experiments import runs
+from experiments.cli import launch
+from experiments.config import Lengths, Prepare
+from experiments.presets import PRESETS
 from jaxqr.data import esci, q2q, shop, tables
 from jaxqr.data.tokenize import Tokenizer, train_tokenizer
-from jaxqr.records import Collection
+from jaxqr.records import Collection, Judgements, Labels, Product
+
+SPLITS = ("train", "validation", "test")
+END_BYTES = 1 << 20
+"""Of a source file, this many bytes at either end say whether it is the same."""
 
 
-@dataclass(frozen=True)
-class Config:
-    """Where the data comes from and how pairs are mined from it."""
+class Prepared:
+    """What later stages read of `runs/NAME/data`, each part when it is asked for."""
 
-    run: Path = Path("runs/quickstart")
-    source: Literal["shop", "esci", "tables"] = "shop"
-    """The synthetic shop, the ESCI release (or an extract), or your own tables."""
-    folder: Path | None = None
-    """Folder of ESCI's files or of your tables."""
-    products: int = 6000
-    """Size of the synthetic shop's catalogue."""
-    types: int | None = None
-    """Types of product in it; None lets the size decide."""
-    intents: int = 800
-    """What the synthetic shop's shoppers may want."""
-    k: int = 2
-    """Products that two queries must share to be a pair."""
-    labels: tuple[str, ...] = ("E", "S")
-    """Labels under which a product counts as shared."""
-    max_degree: int = 100
-    """Products relevant to more queries than this make no pairs."""
-    official_split: bool = True
-    """Keep official test queries, and what they are paired with, out of training.
-    Without it the pairs are dealt out anew, by connected component all the same."""
-    vocab_size: int = 2048
-    """Vocabulary of the tokenizer that is trained."""
-    tokenizer: Path | None = None
-    """A Hugging Face tokenizer folder to use instead."""
-    seed: int = 0
+    def __init__(self, run: Path):
+        """Opens a prepared run.
+
+        Raises:
+            FileNotFoundError: it is not prepared yet.
+        """
+        command = "python -m experiments.prepare PRESET"
+        self._folder = runs.require(run / "data", command)
+
+    @cached_property
+    def settings(self) -> Prepare:
+        """What it was prepared with."""
+        return runs.read(self._folder, Prepare)
+
+    @property
+    def lengths(self) -> Lengths:
+        """Most tokens of each kind of text in this run."""
+        return self.settings.lengths
+
+    @cached_property
+    def pairs(self) -> dict[str, list[tuple[str, str]]]:
+        """(query, rewrite) pairs by split."""
+        pairs = runs.read_json(self._folder / "pairs.json")
+        return {split: [(q, r) for q, r in rows] for split, rows in pairs.items()}
+
+    @cached_property
+    def searchable(self) -> dict[str, list[str]]:
+        """Queries with product text, by split."""
+        return runs.read_json(self._folder / "searchable.json")
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer."""
+        return Tokenizer.load(self._folder / "tokenizer")
+
+    @cached_property
+    def products(self) -> dict[str, Product]:
+        """The catalogue, by id."""
+        return tables.read_products(self._folder)
+
+    @cached_property
+    def judgements(self) -> Judgements:
+        """All judgements."""
+        return tables.read_judgements(self._folder)
+
+    @cached_property
+    def labels(self) -> Labels:
+        """The labels of the judgements."""
+        return tables.read_labels(self._folder)
+
+    @cached_property
+    def _queries(self) -> tuple[dict[str, str], frozenset[str] | None]:
+        return tables.read_queries(self._folder)
+
+    @property
+    def split(self) -> dict[str, str]:
+        """The split of every query."""
+        return self._queries[0]
+
+    @property
+    def fully_judged(self) -> frozenset[str] | None:
+        """Queries whose whole list was judged; None: every one's was."""
+        return self._queries[1]
+
+    @cached_property
+    def corpus(self) -> list[str]:
+        """Plain text of the shop: its titles, and the queries to train on."""
+        return corpus(self.products, self.split)
+
+    @cached_property
+    def true_gain(self) -> Callable[[str, str], float] | None:
+        """Gain of (query, product id) by a synthetic shop's rule; None elsewhere."""
+        path = self._folder / "truth.json"
+        if not path.exists():
+            return None
+        return partial(_true_gain, shop.Truth.load(path), self.labels)
 
 
-PRESETS = {
-    "quickstart": Config(products=6000, types=12, intents=1000, vocab_size=1024),
-    # Of the extract's pairs hardly any are free of official test queries, so it is
-    # split anew.
-    "esci-small": Config(
-        run=Path("runs/esci-small"),
-        source="esci",
-        official_split=False,
-        vocab_size=4096,
-    ),
-} | {
-    name: Config(run=Path("runs") / name, source="esci")
-    for name in ("paper-gpt2", "paper-t5", "paper-llama")
-}
+def _true_gain(truth: shop.Truth, labels: Labels, query: str, product: str) -> float:
+    return labels.gain(shop.true_label(truth, query, product))
 
 
-class Prepared(NamedTuple):
-    """What later stages read of `runs/NAME/data`."""
-
-    collection: Collection
-    pairs: dict[str, list[tuple[str, str]]]  # "train" | "validation" | "test"
-    searchable: dict[str, list[str]]  # queries with product text, by side
-    tokenizer: Tokenizer
-
-
-def main(config: Config) -> None:
+def main(run: Path, config: Prepare) -> None:
     """Prepares the data of a run."""
-    folder = config.run / "data"
-    with stage(folder, config) as work:
+    folder = run / "data"
+    source = _source(config)
+    if (folder / "done").exists() and source is not None:
+        _check_source(folder, config, source)
+        config = _with_folder_of(folder, config)
+    with runs.stage(folder, config) as work:
         if not work:
             return
-        collection = _collection(config)
+        collection, truth = _collection(config)
         if not config.official_split:
             forgotten = dict.fromkeys(collection.split, "train")
             collection = collection._replace(split=forgotten)
@@ -95,30 +136,34 @@ def main(config: Config) -> None:
             max_degree=config.max_degree,
             seed=config.seed,
         )
-        sides = {name: getattr(pairs, name) for name in ("train", "validation", "test")}
-        if not (sides["train"] and sides["validation"] and sides["test"]):
+        by_split = {name: getattr(pairs, name) for name in SPLITS}
+        if not all(by_split.values()):
             raise ValueError(
                 f"too few pairs to train on and to test with:\n{pairs.statistics}\n"
-                "lower --k, raise --max-degree, or give more judgements"
+                "lower k, raise max-degree, or give more judgements"
             )
-        split = _split(collection, sides, config.seed)
-        tables.save(folder, collection._replace(split=split))
-        write_json(folder / "pairs.json", sides)
+        split = _split(collection, by_split, config.seed)
+        collection = collection._replace(split=split)
+        searchable = _searchable(collection)
+        tables.save(folder, collection)
+        runs.write_json(folder / "pairs.json", by_split)
+        runs.write_json(folder / "searchable.json", searchable)
+        runs.write_json(folder / "source.json", source)
+        if truth is not None:
+            truth.save(folder / "truth.json")
         if config.tokenizer:
-            Tokenizer.load(config.tokenizer)  # refuse a bad folder before copying it
-            shutil.copytree(config.tokenizer, folder / "tokenizer", dirs_exist_ok=True)
+            tokenizer = Tokenizer.load(config.tokenizer)
         else:
-            texts = corpus(collection._replace(split=split))
-            train_tokenizer(texts, config.vocab_size).save(folder / "tokenizer")
+            texts = corpus(collection.products, split)
+            tokenizer = train_tokenizer(texts, config.vocab_size)
+        tokenizer.save(folder / "tokenizer")
         counts = {
             "products": len(collection.products),
-            "queries": len(collection.split),
+            "queries": len(split),
             "judgements": len(collection.judgements.query),
-            "searchable": {
-                k: len(v) for k, v in _searchable(collection, split).items()
-            },
+            "searchable": {name: len(queries) for name, queries in searchable.items()},
         }
-        write_json(
+        runs.write_json(
             folder / "statistics.json",
             counts | {"pairs": pairs.statistics._asdict()},
         )
@@ -126,30 +171,14 @@ def main(config: Config) -> None:
         Console().print(json.dumps(counts))
 
 
-def load(run: Path) -> Prepared:
-    """Reads a prepared run.
-
-    Raises:
-        FileNotFoundError: it is not prepared yet.
-    """
-    folder = require(run / "data", "python -m experiments.prepare PRESET")
-    collection = tables.load(folder, allow_missing_products=True)
-    pairs = json.loads((folder / "pairs.json").read_text())
-    return Prepared(
-        collection,
-        {side: [tuple(pair) for pair in rows] for side, rows in pairs.items()},
-        _searchable(collection, collection.split),
-        Tokenizer.load(folder / "tokenizer"),
-    )
+def corpus(products: dict[str, Product], split: dict[str, str]) -> list[str]:
+    """Titles, and the queries that may be trained on."""
+    titles = [product.title for product in products.values()]
+    return titles + [query for query, name in split.items() if name == "train"]
 
 
-def corpus(collection: Collection) -> list[str]:
-    """Plain text of the shop: its titles, and the queries that may be trained on."""
-    titles = [product.title for product in collection.products.values()]
-    return titles + [q for q, side in collection.split.items() if side == "train"]
-
-
-def _collection(config: Config) -> Collection:
+def _collection(config: Prepare) -> tuple[Collection, shop.Truth | None]:
+    """The data as published, and what a synthetic shop knows besides."""
     if config.source == "shop":
         world = shop.make(
             seed=config.seed,
@@ -157,18 +186,53 @@ def _collection(config: Config) -> Collection:
             num_intents=config.intents,
             num_types=config.types,
         )
-        return world.collection
+        return world.collection, world.truth
     if config.folder is None:
-        raise ValueError(f"--folder is needed for --source {config.source}")
-    if config.source == "esci":
-        return esci.load(config.folder)
-    return tables.load(config.folder)
+        raise ValueError(
+            f"the source {config.source} is read from a folder: give it with --folder "
+            "(in experiments.pipeline: --prepare.folder)"
+        )
+    read = esci.load if config.source == "esci" else tables.load
+    return read(config.folder), None
+
+
+def _source(config: Prepare) -> dict[str, list] | None:
+    """Size and hash of every source file that is there, by name."""
+    if config.folder is None or not config.folder.is_dir():
+        return None
+    found = {}
+    for path in sorted(config.folder.iterdir()):
+        if path.suffix in (".csv", ".parquet"):
+            with path.open("rb") as file:
+                ends = file.read(END_BYTES)
+                file.seek(max(0, path.stat().st_size - END_BYTES))
+                digest = hashlib.blake2b(ends + file.read(), digest_size=16)
+            found[path.name] = [path.stat().st_size, digest.hexdigest()]
+    return found
+
+
+def _check_source(folder: Path, config: Prepare, source: dict[str, list]) -> None:
+    """Refuses source files that are not those that the run was prepared from."""
+    before = runs.read_json(folder / "source.json") or {}
+    names = sorted({*source, *before})
+    changed = [name for name in names if source.get(name) != before.get(name)]
+    if changed:
+        raise ValueError(
+            f"{folder} was prepared from other files than those in {config.folder} "
+            f"({', '.join(changed)} differ). Delete it to prepare again, or choose "
+            "another --run"
+        )
+
+
+def _with_folder_of(folder: Path, config: Prepare) -> Prepare:
+    """The settings with the folder that the run was prepared from: files may move."""
+    return dataclasses.replace(config, folder=runs.read(folder, Prepare).folder)
 
 
 def _split(
-    collection: Collection, sides: dict[str, list[tuple[str, str]]], seed: int
+    collection: Collection, pairs: dict[str, list[tuple[str, str]]], seed: int
 ) -> dict[str, str]:
-    """The side of every query: its pairs' side, else the official one.
+    """The split of every query: its pairs' split, else the official one.
 
     Where nothing is officially held out, every tenth query without pairs is test and
     every tenth validation, drawn at random.
@@ -179,15 +243,15 @@ def _split(
         for query, place in zip(split, drawn, strict=True):
             if place < 0.2:
                 split[query] = "test" if place < 0.1 else "validation"
-    for side, pairs in sides.items():
-        split |= {query: side for pair in pairs for query in pair}
+    for name, rows in pairs.items():
+        split |= {query: name for pair in rows for query in pair}
     return split
 
 
-def _searchable(collection: Collection, split: dict[str, str]) -> dict[str, list[str]]:
-    """Queries that name a product the catalogue has text for, sorted, by side."""
+def _searchable(collection: Collection) -> dict[str, list[str]]:
+    """Queries with a relevant product that the catalogue has text for, sorted."""
     judged = collection.judgements
-    relevant = np.isin(judged.label, ("E", "S"))
+    relevant = np.isin(judged.label, collection.labels.relevant)
     found = {
         query
         for query, product in zip(
@@ -195,11 +259,11 @@ def _searchable(collection: Collection, split: dict[str, str]) -> dict[str, list
         )
         if product in collection.products
     }
-    sides: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    by_split: dict[str, list[str]] = {name: [] for name in SPLITS}
     for query in sorted(found):
-        sides[split[query]].append(query)
-    return sides
+        by_split[collection.split[query]].append(query)
+    return by_split
 
 
 if __name__ == "__main__":
-    launch(main, PRESETS, __doc__)
+    launch(main, {name: run.prepare for name, run in PRESETS.items()}, __doc__)

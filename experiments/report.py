@@ -2,31 +2,27 @@
 
     python -m experiments.report quickstart
 
-Reads `runs/NAME/summary.json`, writes `figures/*.png` and `report.html` beside it.
+Reads `runs/NAME/summary.json`, writes `figures/*.png` and `report.html` next to it.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import prepare
-from experiments.layout import launch
+from experiments.cli import launch
+from experiments.presets import PRESETS
 from jaxqr import report
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which run to report."""
-
-    run: Path = Path("runs/quickstart")
+    """The page has no settings of its own."""
 
 
-PRESETS = {name: Config(Path("runs") / name) for name in prepare.PRESETS}
-
-
-def main(config: Config) -> None:
+def main(run: Path, config: Config) -> None:
     """Writes the page."""
-    print(f"wrote {report.write(config.run)}")
+    del config
+    print(f"wrote {report.write(run)}")
 
 
 if __name__ == "__main__":
-    launch(main, PRESETS, __doc__)
+    launch(main, dict.fromkeys(PRESETS, Config()), __doc__)

@@ -35,6 +35,11 @@ _WRITER = {"heap_size": 128_000_000, "num_threads": 1}
 _TIE = 1e-6
 
 
+def title(product: Product) -> str:
+    """The title alone, as a search index with one field has it."""
+    return product.title
+
+
 def title_brand_color(product: Product) -> str:
     """The text that is searched by default: the title, then brand and colour.
 

@@ -12,7 +12,9 @@ overlap in at most one relevant product, as they would by themselves in a catalo
 millions; so `jaxqr.data.q2q` finds the phrasings of one intent, and splits by intent.
 """
 
+import json
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -35,17 +37,46 @@ _JUDGED = {"E": (6, 10), "S": (4, 8), "C": (2, 5)}  # per query, [least, most)
 _LISTED = (22, 29)  # judged products per query, [least, most); the rest are I
 
 
-class Shop(NamedTuple):
-    """The shop as its search team sees it, and the truth behind it.
+class Truth(NamedTuple):
+    """What only the shop's maker knows: from it the relevance of anything follows."""
 
-    `intents` gives what each query states, `phrasing` how it is phrased (one of
-    `queries.KINDS`), `attributes` what each product is.
+    intents: dict[str, Intent]
+    """What each query states."""
+    attributes: dict[str, Attributes]
+    """What each product is, by id."""
+
+    def save(self, path: Path) -> None:
+        """Writes one JSON file, whole or not at all."""
+        value = {"intents": self.intents, "attributes": self.attributes}
+        partial = path.with_suffix(".partial")
+        try:
+            partial.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> "Truth":
+        """Reads what `save` wrote."""
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return cls(
+            {
+                query: Intent(kind, tuple(map(tuple, constraints)))
+                for query, (kind, constraints) in value["intents"].items()
+            },
+            {id: Attributes(*fields) for id, fields in value["attributes"].items()},
+        )
+
+
+class Shop(NamedTuple):
+    """The shop as its search team sees it, and the truth that it does not.
+
+    `phrasing` says how each query is phrased (one of `queries.KINDS`).
     """
 
     collection: Collection
-    intents: dict[str, Intent]
+    truth: Truth
     phrasing: dict[str, str]
-    attributes: dict[str, Attributes]
 
 
 def make(
@@ -75,9 +106,9 @@ def make(
 
     Example:
       >>> shop = make(num_products=800, num_intents=20)
-      >>> query, intent = next(iter(shop.intents.items()))
-      >>> product_id, attributes = next(iter(shop.attributes.items()))
-      >>> true_label(shop, query, product_id) in "ESCI"
+      >>> query, intent = next(iter(shop.truth.intents.items()))
+      >>> product_id, attributes = next(iter(shop.truth.attributes.items()))
+      >>> true_label(shop.truth, query, product_id) in "ESCI"
       True
     """
     if num_products < 1 or num_intents < 1 or not 0 <= test_share < 1:
@@ -104,22 +135,23 @@ def make(
     columns = (np.array(column, object) for column in zip(*rows, strict=True))
     query, product_id, label = columns
     judgements = Judgements(query, product_id, label.astype("U1"))
-    return Shop(Collection(products, split, judgements), intents, phrasing, attributes)
+    collection = Collection(products, split, judgements)
+    return Shop(collection, Truth(intents, attributes), phrasing)
 
 
-def true_label(shop: Shop, query: str, product_id: str) -> str:
+def true_label(truth: Truth, query: str, product_id: str) -> str:
     """The true relevance, E, S, C or I, of any product to any query of the shop.
 
     Raises:
       ValueError: the shop does not know the query or the product.
     """
-    if query not in shop.intents or product_id not in shop.attributes:
+    if query not in truth.intents or product_id not in truth.attributes:
         raise ValueError(
             f"got query {query!r} and product {product_id!r}; expected a query of "
-            "shop.intents (the shopper's own, not a rewrite) and an id of "
-            "shop.attributes"
+            "truth.intents (the shopper's own, not a rewrite) and an id of "
+            "truth.attributes"
         )
-    return relevance(shop.intents[query], shop.attributes[product_id])
+    return relevance(truth.intents[query], truth.attributes[product_id])
 
 
 def _pools(

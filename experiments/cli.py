@@ -1,0 +1,172 @@
+"""The command line of every stage: `python -m experiments.STAGE PRESET [--overrides]`.
+
+What a process begins with is set here, and errors end as one message.
+"""
+
+import ctypes
+import dataclasses
+import errno
+import io
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+C = TypeVar("C")
+
+# glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_BYTES = 1 << 30
+"""Freed memory up to this size stays with the process."""
+LARGEST_MMAP_THRESHOLD = 1 << 25
+"""The most that glibc accepts on 64-bit machines."""
+
+CACHE_ROOM = 1 << 27
+"""Bytes that must be free on the disk for the compilation cache."""
+
+
+def launch(
+    main: Callable[[Path, C], None], presets: Mapping[str, C], doc: str | None
+) -> None:
+    """Parses `PRESET [--overrides]` and runs a stage in the run's folder.
+
+    Exits with 2 on an error in what was given, and with 130 after ctrl-C.
+
+    Args:
+        main: the stage: called with the run's folder and the settings.
+        presets: settings by name; a single one needs no name on the command line.
+        doc: the stage's module docstring.
+    """
+    commands = {name: _command(name, config) for name, config in presets.items()}
+    given = _parse(commands, doc)
+    cache = set_up()
+    started = time.time()
+    try:
+        given = _expanded(given)
+        main(given.run, given.config)
+    except KeyboardInterrupt as stop:
+        print(
+            f"\nInterrupted. {stop} Run the same command again to go on.",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    except (ValueError, OSError, RuntimeError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            _forget_since(cache, started)
+        if "JAXQR_TRACEBACK" in os.environ:
+            raise
+        print(f"error: {error}\n(JAXQR_TRACEBACK=1 shows where)", file=sys.stderr)
+        sys.exit(2)
+
+
+def run_folder(preset: str) -> Path:
+    """Where a preset's run is kept; those of a teacher and its student share it.
+
+    >>> str(run_folder("quickstart-teacher"))
+    'runs/quickstart'
+    """
+    name = preset.removesuffix("-teacher").removesuffix("-student")
+    return Path("runs") / name
+
+
+def set_up() -> Path | None:
+    """What every process of a run begins with.
+
+    Returns:
+        The folder of compiled functions; None where none can be kept.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # progress, in a log file too
+    keep_freed_memory()
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    # Stages share many compiled functions, and so does a resumed run.
+    cache = _cache_folder()
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return cache
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep freed memory; returns whether it did (elsewhere: False).
+
+    A train step frees its temporaries and allocates them again in the next step. By
+    default glibc gives them back to the system in between, and every page of them is
+    then faulted in again, and zeroed.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not Linux, or another libc
+        return False
+    return bool(
+        mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
+        and mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    )
+
+
+def _command(name: str, config: Any) -> Any:
+    """A stage's settings without a prefix, and the run that they are for."""
+    fields = [
+        (
+            "run",
+            Annotated[Path, tyro.conf.arg(help="The run's folder.")],
+            dataclasses.field(default=run_folder(name)),
+        ),
+        (
+            "config",
+            Annotated[type(config), tyro.conf.arg(name="")],
+            dataclasses.field(default=config),
+        ),
+    ]
+    return dataclasses.make_dataclass("Command", fields, frozen=True)()
+
+
+def _parse(commands: Mapping[str, Any], doc: str | None) -> Any:
+    # A stage that a preset lacks stays out, instead of becoming a subcommand.
+    options = (tyro.conf.AvoidSubcommands,)
+    if len(commands) == 1:
+        (default,) = commands.values()
+        return tyro.cli(type(default), default=default, description=doc, config=options)
+    described = {n: (f"The {n} preset.", c) for n, c in commands.items()}
+    return tyro.extras.overridable_config_cli(
+        described, description=doc, config=options
+    )
+
+
+def _expanded(value: Any) -> Any:
+    """The same with `~` in every path expanded: after `--run=` no shell does it."""
+    if isinstance(value, Path):
+        return value.expanduser()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changes = {
+            f.name: _expanded(getattr(value, f.name)) for f in dataclasses.fields(value)
+        }
+        return dataclasses.replace(value, **changes)
+    return value
+
+
+def _cache_folder() -> Path | None:
+    """A folder that can be written, in the home directory."""
+    try:
+        cache = Path.home() / ".cache" / "jaxqr"
+        cache.mkdir(parents=True, exist_ok=True)
+        room = shutil.disk_usage(cache).free
+    except (OSError, RuntimeError):  # no home, or a read-only one
+        return None
+    return cache if os.access(cache, os.W_OK) and room > CACHE_ROOM else None
+
+
+def _forget_since(cache: Path | None, started: float) -> None:
+    """Removes compiled functions that a full disk may have cut short."""
+    for path in cache.iterdir() if cache and cache.is_dir() else ():
+        if path.is_file() and path.stat().st_mtime >= started:
+            path.unlink(missing_ok=True)

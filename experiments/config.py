@@ -1,0 +1,278 @@
+"""The settings of every stage; what several stages share is defined once, at the top.
+
+A run is a `Run`, one of the files in `experiments/presets`. Every stage's folder keeps
+its settings in `config.json`; other stages read them from there (`runs.read`).
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Fixed
+
+Role = Literal["teacher", "student"]
+Model = Literal["gpt2-tiny", "llama-tiny", "t5-tiny"]
+
+# Shared by several stages
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Most tokens of each kind of text, in all stages of a run."""
+
+    source: int = 32
+    """A prompt: the query and the texts around it."""
+    target: int = 24
+    """A rewrite, end of text included."""
+    corpus: int = 128
+    """A plain text: pretraining, and MiniLLM's corpus."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How long, in which batches and how fast a stage trains (AdamW)."""
+
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.05
+    """Share of the steps over which the rate rises from 0."""
+    weight_decay: float = 0.01
+    evaluate_every: int = 0
+    """Steps; each evaluation comes after a checkpoint. 0: before and after only."""
+    checkpoint_every: int = 0
+    """Further checkpoints."""
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How a model computes, and on how many devices it is."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the computation; parameters and softmax are float32."""
+    remat: Literal["none", "full", "dots"] = "none"
+    """What the backward pass computes again to save memory: nothing, each block, or
+    all of it but its matrix products."""
+    fsdp: int = 1
+    """Devices that share one copy of the parameters; the rest split the batch."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Adapters, trained instead of the model and merged into it when a stage ends."""
+
+    rank: int = 0
+    """0: no adapters, the whole model is trained."""
+    alpha: float = 16.0
+    """Adapters are scaled by `alpha / rank`."""
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How a query is put to a model that another project trained."""
+
+    kind: Literal["completion", "chat", "prefix"] | None = None
+    """None: what the folder's `prompt.json` says; without one `prefix` for an
+    encoder-decoder, `chat` for a tokenizer with a chat template, else `completion`."""
+    instruction: str | None = None
+    """The chat's text above the query, or the prefix; None: a default of the kind."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the reward's parts."""
+
+    relevance: float = 1.0
+    diversity: float = 1.0
+    click: float = 1.0
+    add_to_cart: float = 1.0
+    purchase: float = 1.0
+
+
+@dataclass(frozen=True)
+class SystemConfig:
+    """The search engine, M1 and the shoppers that score rewrites."""
+
+    engine: Literal["embedded"] = "embedded"
+    """`embedded`: BM25 inside the process, with Elasticsearch's defaults."""
+    text: Literal["title", "title-brand-color"] = "title-brand-color"
+    """What is searched of a product."""
+    relevance: Path | None = None
+    """A finished `relevance` folder of another run, as M1; None: this run's."""
+    k: int = 20
+    """Products of each list that are judged."""
+    weights: Weights = field(default_factory=Weights)
+    shoppers: int = 100
+    """Simulated shoppers of each pool."""
+    pool_seed: int = 0
+    """The shoppers whom training pleases."""
+    guard_seed: int = 1
+    """The shoppers whom only the evaluation asks."""
+    timeout: float = 120.0
+    """Seconds after which the scores of a batch are given up."""
+    retries: int = 2
+    """How often a batch is scored again whose scoring failed."""
+
+
+# The stages, in the order of a run
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Where the data comes from and how pairs are mined from it."""
+
+    source: Literal["shop", "esci", "tables"] = "shop"
+    """The synthetic shop, the ESCI release (or an extract), or your own tables."""
+    folder: Path | None = None
+    """Folder of ESCI's files or of your tables."""
+    products: int = 6000
+    """Size of the synthetic shop's catalogue."""
+    types: int | None = None
+    """Types of product in it; None lets the size decide."""
+    intents: int = 800
+    """What the synthetic shop's shoppers may want."""
+    k: int = 2
+    """Products that two queries must share to be a pair."""
+    labels: tuple[str, ...] | None = None
+    """Labels under which a product counts as shared; None: the collection's own."""
+    max_degree: int = 100
+    """Products relevant to more queries than this make no pairs."""
+    official_split: bool = True
+    """Keep official test queries, and what they are paired with, out of training.
+    Without it the pairs are dealt out afresh, by connected component all the same."""
+    vocab_size: int = 2048
+    """Vocabulary of the tokenizer that is trained."""
+    tokenizer: Path | None = None
+    """A Hugging Face tokenizer folder to use instead."""
+    lengths: Lengths = field(default_factory=Lengths)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """Fine-tuning of M1."""
+
+    optimizer: OptimizerConfig
+    init: Path | None = None
+    """A Hugging Face folder, of an encoder or any language model, instead of `model`
+    from scratch."""
+    model: str = "bert-tiny"
+    """A preset of `jaxqr.models`, of any family."""
+    negatives: float = 0.5
+    """Random products per judged row, labelled with the lowest gain."""
+    max_tokens: int = 48
+    """Most tokens of query and product text together."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """A language model of the shop's text, from scratch."""
+
+    role: Fixed[Role]
+    model: str
+    """A preset of `jaxqr.models`."""
+    optimizer: OptimizerConfig
+    denoise: int = 4
+    """Corrupted spans to restore per plain text."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SFT:
+    """Supervised fine-tuning of one model on query pairs."""
+
+    role: Fixed[Role]
+    optimizer: OptimizerConfig
+    init: Path | None = None
+    """A Hugging Face folder to start from instead of the run's pretrained model."""
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    validation_pairs: int = 256
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    seed: int = 0
+
+
+Method = Literal[
+    "minillm-paper", "minillm-lmops", "forward_kl", "reverse_kl", "jsd", "on-policy"
+]
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Distillation of the run's SFT teacher into its SFT student."""
+
+    optimizer: OptimizerConfig
+    name: str = "distill"
+    """The stage's folder; the online stage starts from `distill`."""
+    method: Method = "minillm-lmops"
+    alpha: float = 0.2
+    """The teacher's share in MiniLLM's sampling mixture."""
+    rollouts: int = 256
+    """MiniLLM's rollouts per collection."""
+    inner_epochs: int = 4
+    """How often MiniLLM uses each rollout."""
+    corpus_weight: float = 1.0
+    """Weight of MiniLLM's language-model loss."""
+    validation_pairs: int = 256
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class OnlineDPO:
+    """Online DPO from a stage of the run."""
+
+    optimizer: OptimizerConfig
+    name: str = "online"
+    """The stage's folder."""
+    start: str = "distill"
+    """The stage whose model is the first policy, and the frozen reference."""
+    reference: Literal["none", "frozen"] = "frozen"
+    """`none` is MiniELM's eq. 2; `frozen` is DPO, which stays near its start."""
+    beta: float = 0.1
+    candidates: int = 2
+    temperature: float = 1.0
+    top_p: float = 1.0
+    overlap: bool = True
+    """Generate the next candidates while the last ones are scored: one step off."""
+    evaluation_queries: int = 200
+    """Most validation queries of the curve."""
+    system: SystemConfig = field(default_factory=SystemConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluation of a run's finished stages on test queries."""
+
+    pairs: int = 10_000
+    """Most test pairs in the offline table."""
+    queries: int = 500
+    """Most test queries in the online table."""
+    online: str = "online"
+    """The online stage that is evaluated."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """All stages of a run, in order."""
+
+    prepare: Prepare
+    relevance: Relevance
+    pretrain_teacher: Pretrain | None
+    """None: the models are pretrained already."""
+    sft_teacher: SFT
+    pretrain_student: Pretrain | None
+    sft_student: SFT
+    distill: Distill
+    online: OnlineDPO
+    evaluate: Evaluate = field(default_factory=Evaluate)

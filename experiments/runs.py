@@ -1,0 +1,185 @@
+"""A run folder: what each stage reads and writes, and how it is started once.
+
+    runs/NAME/
+      data/         products, queries, judgements, pairs, tokenizer, statistics.json
+      relevance/    M1 as a Hugging Face folder in model/
+      pretrain-*/   language models of the shop's text, teacher and student
+      sft-*/        fine-tuned on query pairs, teacher and student
+      distill*/     the student after distillation
+      online/       the student after online DPO
+      summary.json  figures/  report.html
+
+Every stage folder holds `config.json`, and `done` once it is finished; training
+stages hold `model/`, `checkpoints/`, `metrics.jsonl` and `tensorboard/` too.
+"""
+
+import dataclasses
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cattrs
+import numpy as np
+from rich.console import Console
+
+C = TypeVar("C")
+
+_CONVERTER = cattrs.Converter(forbid_extra_keys=True)
+
+
+@contextmanager
+def stage(folder: Path, config: Any) -> Iterator[bool]:
+    """Guards a stage's folder; yields whether there is work to do.
+
+    The folder remembers the settings it was begun with: the same ones go on or, if
+    done, yield False; others are refused. A setting that is newer than the folder
+    counts as its default there.
+
+    Raises:
+        ValueError: the folder belongs to other settings, or another process works in
+            it.
+    """
+    console = Console()
+    path = folder / "config.json"
+    if path.exists():
+        _check_same(folder, read(folder, type(config)), config)
+    if (folder / "done").exists():
+        console.print(f"[dim]{folder}: done already[/dim]")
+        yield False
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        write_json(path, config)
+        console.rule(str(folder))
+        try:
+            yield True
+        except Exception:
+            if list(folder.iterdir()) == [path]:  # nothing was begun
+                path.unlink()
+                folder.rmdir()
+            raise
+        (folder / "done").touch()
+
+
+def read(folder: Path, kind: type[C]) -> C:
+    """The settings that a stage was begun with, defaults filled in.
+
+    Args:
+        folder: the stage's.
+        kind: the class of its settings, such as `config.SFT`.
+
+    Raises:
+        FileNotFoundError: the stage was not begun.
+        ValueError: its `config.json` is broken, or has settings of another version.
+    """
+    path = folder / "config.json"
+    try:
+        return _CONVERTER.structure(json.loads(path.read_text(encoding="utf-8")), kind)
+    except (ValueError, cattrs.BaseValidationError) as error:
+        reasons = (
+            cattrs.transform_error(error)
+            if isinstance(error, cattrs.BaseValidationError)
+            else [str(error)]
+        )
+        raise ValueError(
+            f"{path} does not hold the settings of this version ({'; '.join(reasons)}):"
+            " go on with the version that began this run, or choose another --run"
+        ) from None
+
+
+def require(folder: Path, command: str) -> Path:
+    """`folder` of a stage that must be finished.
+
+    Raises:
+        FileNotFoundError: it is not; the message names the command to run.
+    """
+    if not (folder / "done").exists():
+        raise FileNotFoundError(f"{folder} is not there yet: run `{command}` first")
+    return folder
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` has written."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes under a temporary name and renames: never half a file."""
+    partial = path.with_suffix(".partial")
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n"
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_same(folder: Path, begun: Any, given: Any) -> None:
+    old, new = dict(_leaves(_plain(begun))), dict(_leaves(_plain(given)))
+    changed = ", ".join(
+        f"{key} {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    )
+    if changed:
+        raise ValueError(
+            f"{folder} was begun with other settings ({changed}). Delete it to "
+            "begin again, or choose another --run"
+        )
+
+
+def _leaves(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting under its dotted name."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            yield from _leaves(value, f"{name}.{key}" if name else key)
+    else:
+        yield name, settings
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the folder against other processes; the lock ends with this one.
+
+    A killed pipeline can leave the process that trains M1 running.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ValueError(
+            f"another process works in {folder}: wait for it, or stop it and run the "
+            "same command again"
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _plain(value: Any) -> Any:
+    """Settings and results as JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        fields = getattr(value, "_fields", None)
+        if fields:
+            return {name: _plain(getattr(value, name)) for name in fields}
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and math.isnan(value):
+        return None  # JSON has no NaN
+    return value

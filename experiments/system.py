@@ -1,0 +1,126 @@
+"""The search engine, M1 and the shoppers of a run, put together from its settings.
+
+The one place that turns names into parts: an engine or a judge is added here.
+"""
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from experiments import runs
+from experiments.config import Relevance, SystemConfig
+from experiments.prepare import Prepared
+from jaxqr import sharding
+from jaxqr.evaluation.search import Score, Scorers
+from jaxqr.records import Product
+from jaxqr.retrieval import Retriever
+from jaxqr.retrieval.cached import CachedRetriever
+from jaxqr.retrieval.embedded import EmbeddedRetriever, title, title_brand_color
+from jaxqr.rewards import (
+    ScoringPool,
+    SimulatedShopper,
+    rewrite_reward,
+    sample_profiles,
+)
+from jaxqr.rewards.classifier import Classifier
+from jaxqr.rewards.relevance import RelevanceModel
+
+TEXTS = {"title": title, "title-brand-color": title_brand_color}
+FAVORITE_BRANDS = 50
+"""The catalogue's most frequent brands, which shoppers may favor."""
+
+
+def engine(config: SystemConfig, products: Mapping[str, Product]) -> Retriever:
+    """The search engine over a catalogue."""
+    return EmbeddedRetriever.build(products.values(), text=TEXTS[config.text])
+
+
+class System:
+    """Scores rewrites in training, and measures them in evaluation.
+
+    Attributes:
+        reward: scores (queries, rewrites), as training sees it.
+    """
+
+    def __init__(self, run: Path, data: Prepared, config: SystemConfig):
+        """Indexes the catalogue and loads M1.
+
+        Raises:
+            FileNotFoundError: M1 is not trained yet.
+            ValueError: the guard shoppers are those of training.
+        """
+        if config.pool_seed == config.guard_seed:
+            raise ValueError(
+                f"pool_seed and guard_seed are both {config.guard_seed}: the guard "
+                "must be shoppers that training never meets; give it another seed"
+            )
+        self._data, self._config = data, config
+        folder = runs.require(
+            config.relevance or run / "relevance",
+            "python -m experiments.relevance PRESET",
+        )
+        settings = runs.read(folder, Relevance)
+        products, compute = data.products, settings.compute
+        self._relevance = RelevanceModel(
+            Classifier.load(
+                folder / "model",
+                max_tokens=settings.max_tokens,
+                dtype=compute.dtype,
+                mesh=sharding.make_mesh(compute.fsdp) if compute.fsdp > 1 else None,
+            ),
+            products,
+            data.labels,
+        )
+        self._judge = SimulatedShopper(products)
+        counts = Counter(p.brand for p in products.values() if p.brand)
+        self._brands = [brand for brand, _ in counts.most_common(FAVORITE_BRANDS)]
+        self._engine = engine(config, products)
+        self.reward = self._score(self._engine, config.pool_seed)
+
+    def pool(self, score: Score) -> ScoringPool:
+        """A scoring pool with the timeout and the retries of the settings."""
+        return ScoringPool(
+            score, timeout=self._config.timeout, retries=self._config.retries
+        )
+
+    @contextmanager
+    def scorers(self) -> Iterator[Scorers]:
+        """What an evaluation asks, through pools of its own; each text is searched once.
+
+        A failing evaluation does not count as a failure of training.
+        """
+        cached = CachedRetriever(self._engine)
+        config, data = self._config, self._data
+        with (
+            self.pool(self._score(cached, config.pool_seed)) as reward,
+            self.pool(self._score(cached, config.guard_seed)) as guard,
+        ):
+            yield Scorers(
+                reward.score, guard.score, judged_gains(data), data.true_gain, config.k
+            )
+
+    def _score(self, retriever: Retriever, seed: int) -> Score:
+        config = self._config
+        return partial(
+            rewrite_reward,
+            retriever=retriever,
+            relevance=self._relevance,
+            judge=self._judge,
+            weights=dataclasses.asdict(config.weights),
+            k=config.k,
+            profiles=sample_profiles(config.shoppers, seed, brands=self._brands),
+        )
+
+
+def judged_gains(data: Prepared) -> dict[str, dict[str, float]]:
+    """Gain of every judged product with text, by query, of fully judged queries."""
+    products, labels, whole = data.products, data.labels, data.fully_judged
+    gain = dict(zip(labels.names, labels.gains, strict=True))
+    judged: dict[str, dict[str, float]] = defaultdict(dict)
+    for query, product, label in zip(*data.judgements, strict=True):
+        if product in products and (whole is None or query in whole):
+            judged[query][product] = gain[label]
+    return judged
