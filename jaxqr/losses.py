@@ -13,6 +13,14 @@ for `dpo`, is the loss's denominator: micro-batches add up to the batch once eac
 loss is multiplied by it. Whatever was measured before the update (old
 log-probabilities and values, advantages, returns, importance weights) is a constant
 to the gradient.
+
+Log-probabilities of two models may be far apart, and that of a token of probability 0
+is -inf. Where a difference of them is exponentiated it is bounded above by
+`MAX_LOG_RATIO` first; every difference is bounded by `MAX_NATS` either way, and is 0
+where both are -inf. Below these bounds nothing changes; beyond them a value is that
+at the bound and its gradient is 0. So one odd token leaves losses and gradients
+finite. Only the likelihood of a token of probability 0 itself (`nll`, and
+`policy_gradient` where its advantage is not 0) is infinite, with a finite gradient.
 """
 
 import jax
@@ -21,6 +29,15 @@ from jaxtyping import Array, Bool, Float
 
 Number = float | int  # the runtime checks of the tests refuse an int for a float
 Metrics = dict[str, Array]
+
+MAX_LOG_RATIO = 20.0
+"""Nats. exp(20) is 4.9e8: products of two such ratios with rewards and advantages, and
+the squares that a gradient's norm and Adam take of them, are finite in float32. verl
+bounds its ratios and its k3 estimate there, too."""
+
+MAX_NATS = 1e6
+"""Stands in for an infinite difference: more than whole sequences differ by, and small
+enough to be squared twice in float32."""
 
 
 # Means over what counts
@@ -75,9 +92,19 @@ def _discounted_sums(
         total = jnp.where(counts, x_t + discount * after, after)
         return total, (jnp.where(counts, total, 0), jnp.where(counts, after, 0))
 
-    start = jnp.zeros_like(x[:, 0])
+    start = jnp.zeros(len(x), x.dtype)
     _, (current, after) = jax.lax.scan(step, start, (x.T, mask.T), reverse=True)
     return current.T, after.T
+
+
+def _log_ratio(
+    logps: Float[Array, "*shape"],
+    other: Float[Array, "*shape"],
+    most: Number = MAX_NATS,
+) -> Float[Array, "*shape"]:
+    """`logps - other` in [-MAX_NATS, most]; 0 where both are -inf."""
+    neither = jnp.isneginf(logps) & jnp.isneginf(other)
+    return jnp.clip(jnp.where(neither, 0, logps - other), -MAX_NATS, most)
 
 
 # Likelihood and preferences
@@ -164,8 +191,8 @@ def dpo(
     def mean(x):
         return (weight * x).sum() / jnp.where(pairs > 0, pairs, 1)
 
-    chosen_reward = beta * jnp.where(kept, chosen - ref_chosen, 0)
-    rejected_reward = beta * jnp.where(kept, rejected - ref_rejected, 0)
+    chosen_reward = beta * jnp.where(kept, _log_ratio(chosen, ref_chosen), 0)
+    rejected_reward = beta * jnp.where(kept, _log_ratio(rejected, ref_rejected), 0)
     x = chosen_reward - rejected_reward - margin
     losses = (1 - label_smoothing) * cost(x) + label_smoothing * cost(-x)
     return mean(losses), {
@@ -188,7 +215,8 @@ def kl_estimate(
 
     With `d = logps - ref_logps`: `k1 = d` (unbiased, signed), `k2 = d^2 / 2` (biased,
     never negative), `k3 = exp(-d) - 1 + d` (unbiased, never negative).
-    Schulman 2020, "Approximating KL divergence".
+    Schulman 2020, "Approximating KL divergence". Estimates are finite: `d` is bounded
+    by `MAX_NATS` either way, and k3 is that of `d = -MAX_LOG_RATIO` where `d` is less.
 
     Raises:
         ValueError: `kind` is none of the three.
@@ -197,13 +225,14 @@ def kl_estimate(
     >>> [round(kl_estimate(pi, ref, kind=k).item(), 4) for k in ("k1", "k2", "k3")]
     [0.6931, 0.2402, 0.1931]
     """
-    d = logps - ref_logps
+    d = _log_ratio(logps, ref_logps)
     match kind:
         case "k1":
             return d
         case "k2":
             return d**2 / 2
         case "k3":
+            d = jnp.maximum(d, -MAX_LOG_RATIO)
             return jnp.expm1(-d) + d
     raise ValueError(f"kind is {kind!r}; choose k1, k2 or k3.")
 
@@ -318,15 +347,17 @@ def importance_weights(
     """Weights that undo sampling from a mix of student and teacher.
 
     `w_t = q / ((1 - alpha) q + alpha p)` for student `q` and teacher `p` at the
-    sampled token; at most `1 / (1 - alpha)`. Computed from `log p - log q`, so no
-    probability underflows. Gu et al. 2024 (MiniLLM), section 2.2.
+    sampled token; at most `1 / (1 - alpha)`, and at most `exp(MAX_LOG_RATIO)`, which
+    matters for `alpha=1` alone. Computed from `log p - log q`, so no probability
+    underflows. Gu et al. 2024 (MiniLLM), section 2.2.
 
     >>> q, p = jnp.log(jnp.array([[0.2, 0.5]])), jnp.log(jnp.array([[0.6, 0.5]]))
     >>> print(importance_weights(q, p, alpha=0.5))
     [[0.5 1. ]]
     """
-    log_ratio = teacher_logps - student_logps
-    return jnp.exp(-jnp.logaddexp(jnp.log1p(-alpha), jnp.log(alpha) + log_ratio))
+    log_ratio = _log_ratio(teacher_logps, student_logps)
+    log_weight = -jnp.logaddexp(jnp.log1p(-alpha), jnp.log(alpha) + log_ratio)
+    return jnp.exp(jnp.minimum(log_weight, MAX_LOG_RATIO))
 
 
 def minillm_returns(
@@ -358,7 +389,7 @@ def minillm_returns(
     >>> print(minillm_returns(jnp.zeros((1, 3)), teacher, mask, **settings))
     [[3. 4. 0.]]
     """
-    rewards = reward_scale * (teacher_logps - student_logps)
+    rewards = reward_scale * _log_ratio(teacher_logps, student_logps)
     if reward_clip is not None:
         rewards = jnp.clip(rewards, -reward_clip, reward_clip)
     which = 0 if include_current else 1
@@ -379,13 +410,14 @@ def policy_gradient(
 
     `-sum_b A_b sum_t log pi_bt / (number of counted tokens)`: the gradient of
     Williams 1992 up to that one factor, so that long and short sequences keep their
-    relative weight.
+    relative weight. A sequence of advantage 0 adds exactly 0.
 
     >>> logps, mask = jnp.array([[-1.0, -2.0]]), jnp.ones((1, 2), bool)
     >>> print(policy_gradient(logps, jnp.array([0.5]), mask)[0])
     0.75
     """
     advantage = jax.lax.stop_gradient(jnp.where(mask, advantages[:, None], 0))
+    logps = jnp.where(advantage == 0, 0, logps)  # 0 times -inf is no number
     return -masked_mean(advantage * logps, mask), {"tokens": _count(mask)}
 
 
@@ -423,8 +455,9 @@ def minillm_policy(
     """Clipped surrogate for tokens that another distribution sampled.
 
     The mean over counted tokens of `max(-A rho, -A clip(rho, 1 - clip, 1 + clip))`
-    with `rho = exp(logps - old_logps) * importance`. Gu et al. 2024 (MiniLLM),
-    section 2.3; `importance` is what `importance_weights` returns.
+    with `rho = exp(min(logps - old_logps, MAX_LOG_RATIO)) * importance`. Gu et al. 2024
+    (MiniLLM), section 2.3, but for the bound; `importance` is what
+    `importance_weights` returns.
 
     Returns:
         The loss and the metrics, means over counted tokens but for the last:
@@ -435,7 +468,8 @@ def minillm_policy(
     >>> print(minillm_policy(zeros, zeros, 2 * ones, 0.9 * ones, mask)[0])
     -1.8
     """
-    log_ratio = jnp.where(mask, logps - jax.lax.stop_gradient(old_logps), 0)
+    log_ratio = _log_ratio(logps, jax.lax.stop_gradient(old_logps), MAX_LOG_RATIO)
+    log_ratio = jnp.where(mask, log_ratio, 0)
     advantages = jax.lax.stop_gradient(jnp.where(mask, advantages, 0))
     importance = jax.lax.stop_gradient(jnp.where(mask, importance, 0))
     ratio = jnp.exp(log_ratio) * importance

@@ -21,6 +21,9 @@ from jaxqr.types import Features
 CHUNK = 512
 """Tokens whose logits exist at once. 512 x 50,257 float32 logits are 98 MiB."""
 
+MAX_NATS = 1e6
+"""What a token costs that the other distribution excludes, where it is infinite."""
+
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
 Scalar = float | int | Float[Array, ""]
 
@@ -55,11 +58,10 @@ def token_logps(
     """
     temperature = jnp.float32(temperature)
     hidden, targets = features.hidden[:, :-1], tokens[:, 1:]
-    return _first_column_zero(
-        _token_logps(
-            hidden, features.unembed, features.bias, targets, temperature, chunk
-        )
+    logps = _token_logps(
+        hidden, features.unembed, features.bias, targets, temperature, chunk
     )
+    return _first_column_zero(logps, features)
 
 
 def entropy(features: Features, *, chunk: int = CHUNK) -> Float[Array, "B T"]:
@@ -78,11 +80,10 @@ def entropy(features: Features, *, chunk: int = CHUNK) -> Float[Array, "B T"]:
 
     def rows(hidden, unembed, bias):
         logq = jax.nn.log_softmax(_logits(hidden, unembed, bias))
-        return -jnp.sum(jnp.exp(logq) * logq, axis=-1)
+        return -_expectation(logq, logq)
 
-    return _first_column_zero(
-        _by_chunk(rows, chunk, features.hidden[:, :-1])(features.unembed, features.bias)
-    )
+    values = _by_chunk(rows, chunk, features.hidden[:, :-1])
+    return _first_column_zero(values(features.unembed, features.bias), features)
 
 
 def divergence(
@@ -148,15 +149,19 @@ def divergence(
             return _kl(p, q)
         if kind == "reverse_kl":
             return _kl(q, p)
-        mixture = jnp.logaddexp(p + jnp.log(beta), q + jnp.log1p(-beta))
+        # logaddexp has no gradient where both are -inf; 0 stands in, and counts nothing.
+        neither = jnp.isneginf(p) & jnp.isneginf(q)
+        mixture = jnp.logaddexp(
+            jnp.where(neither, 0, p) + jnp.log(beta),
+            jnp.where(neither, 0, q) + jnp.log1p(-beta),
+        )
         return beta * _kl(p, mixture) + (1 - beta) * _kl(q, mixture)
 
     hidden = (student.hidden[:, :-1], teacher.hidden[:, :-1])
-    return _first_column_zero(
-        _by_chunk(rows, chunk, hidden)(
-            student.unembed, student.bias, teacher.unembed, teacher.bias
-        )
+    values = _by_chunk(rows, chunk, hidden)(
+        student.unembed, student.bias, teacher.unembed, teacher.bias
     )
+    return _first_column_zero(values, student)
 
 
 def next_logits(features: Features) -> Float[Array, "B V"]:
@@ -183,13 +188,19 @@ def _log_softmax(hidden, unembed, bias, temperature):
 def _kl(p, q):
     """KL(p || q) of two arrays of log-probabilities over the last axis.
 
-    A token that p excludes (log-probability -inf) contributes 0.
+    A token that only q excludes counts `MAX_NATS` nats.
     """
-    return jnp.sum(jnp.exp(p) * jnp.where(jnp.isneginf(p), 0.0, p - q), axis=-1)
+    return _expectation(p, jnp.minimum(p - q, MAX_NATS))
 
 
-def _first_column_zero(values):
-    return jnp.pad(values, ((0, 0), (1, 0)))
+def _expectation(p, values):
+    """Sum of `exp(p) * values`; a token that p excludes contributes 0."""
+    return jnp.sum(jnp.exp(p) * jnp.where(jnp.isneginf(p), 0.0, values), axis=-1)
+
+
+def _first_column_zero(values, features: Features):
+    """`[B, T - 1]` -> `[B, T]`, for the T of `features`; an empty row stays empty."""
+    return jnp.pad(values, ((0, 0), (1, 0)))[:, : features.hidden.shape[1]]
 
 
 def _by_chunk(rows: Callable, chunk: int, columns: Any) -> Callable:
@@ -212,7 +223,7 @@ def _by_chunk(rows: Callable, chunk: int, columns: Any) -> Callable:
 def _split(columns, chunk: int):
     """[B, T, ...] leaves -> [chunks, B * c, ...] with c = chunk // B columns each."""
     rows, width = jax.tree.leaves(columns)[0].shape[:2]
-    length = min(max(1, chunk // rows), max(1, width))
+    length = min(max(1, chunk // max(1, rows)), max(1, width))
     count = -(-width // length)
 
     def split(x):
@@ -226,8 +237,9 @@ def _split(columns, chunk: int):
 def _join(pieces, columns, length: int):
     """The inverse of `_split` for one value per position."""
     rows, width = jax.tree.leaves(columns)[0].shape[:2]
-    values = pieces.reshape(-1, rows, length, *pieces.shape[2:])
-    values = jnp.moveaxis(values, 0, 1).reshape(rows, -1, *values.shape[3:])
+    values = pieces.reshape(len(pieces), rows, length, *pieces.shape[2:])
+    values = jnp.moveaxis(values, 0, 1)
+    values = values.reshape(rows, len(pieces) * length, *values.shape[3:])
     return values[:, :width]
 
 

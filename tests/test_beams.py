@@ -49,11 +49,11 @@ class Recurrent(NamedTuple):
     def prefill(self, params, prompts, max_new_tokens):
         hidden = jnp.zeros((len(prompts.tokens), len(params["A"])))
         for tokens, mask in zip(prompts.tokens.T, prompts.mask.T, strict=True):
-            _, new = self.step(params, State(hidden), tokens)
+            _, new = self.decode_step(params, State(hidden), tokens)
             hidden = jnp.where(mask[:, None], new.hidden, hidden)
         return Features(hidden[:, None], params["W"], params["b"]), State(hidden)
 
-    def step(self, params, cache, tokens):
+    def decode_step(self, params, cache, tokens):
         hidden = jnp.tanh(cache.hidden @ params["A"] + params["E"][tokens])
         return Features(hidden[:, None], params["W"], params["b"]), State(hidden)
 

@@ -157,7 +157,6 @@ def _beam_search(
     num_beams,
     num_groups,
 ):
-    ends = end_tokens(model)
     size = num_beams // num_groups
     shape = (prompts.tokens.shape[0], num_groups, size)
 
@@ -190,6 +189,7 @@ def _beam_search(
         return extend(search, features, cache)
 
     features, cache = model.apply(params, prompts, max_new_tokens, method="prefill")
+    ends = end_tokens(model, features.unembed.shape[0])
     features = features._replace(hidden=jnp.repeat(features.hidden, num_beams, axis=0))
     none = _Hypotheses(
         tokens=jnp.full((*shape, max_new_tokens), ends[0], jnp.int32),

@@ -6,18 +6,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 
-def end_tokens(model: Any) -> tuple[int, ...]:
+def end_tokens(model: Any, vocabulary: int) -> tuple[int, ...]:
     """`model.config.eos_token_id`, one or several; the first fills finished rows.
 
+    Args:
+        model: a language model of `jaxqr.models`.
+        vocabulary: the number of tokens that it predicts. Of several end tokens,
+            those beyond it are left out.
+
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none that the model predicts: no row would ever end.
     """
-    ends = model.config.eos_token_id
-    ends = (ends,) if isinstance(ends, int) else tuple(ends or ())
+    given = model.config.eos_token_id
+    ends = (given,) if isinstance(given, int) else tuple(given or ())
+    ends = tuple(end for end in ends if 0 <= end < vocabulary)
     if not ends:
         raise ValueError(
-            f"eos_token_id={model.config.eos_token_id!r} ends no row: set it in the "
-            "model's config to the token that does, or to a tuple of them"
+            f"eos_token_id={given!r} ends no row: set it in the model's config to one "
+            f"of the {vocabulary} tokens that the model predicts, or to a tuple of them"
         )
     return ends
 

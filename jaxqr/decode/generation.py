@@ -147,7 +147,6 @@ def _generate(
     n,
 ):
     rows = n * prompts.tokens.shape[0]
-    ends = end_tokens(models[0])
     draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p)
 
     def extend(state: _Decoding, features: tuple[Features, ...], caches) -> _Decoding:
@@ -199,6 +198,7 @@ def _generate(
             for model, p in zip(models, params, strict=True)
         ]
     )
+    ends = end_tokens(models[0], features[0].unembed.shape[0])
     features = tuple(
         f._replace(hidden=jnp.repeat(f.hidden, n, axis=0)) for f in features
     )

@@ -24,6 +24,13 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Array, Key
 from safetensors.numpy import save_file
 
+from jaxqr.models.compatibility import (
+    Wanted,
+    check_tensors,
+    check_ties,
+    untie,
+    without_other_head,
+)
 from jaxqr.models.config import Dtype, LanguageModelConfig
 from jaxqr.models.families import Family, Shape, TensorMap, family_of
 from jaxqr.models.layers import init
@@ -33,16 +40,17 @@ from jaxqr.models.stored import (
     WEIGHTS,
     family_in,
     open_tensors,
-    read_json,
-    same,
+    read_settings,
 )
 from jaxqr.types import Params
 
 OURS_ALONE = {field.name for field in dataclasses.fields(LanguageModelConfig)}
 """Config fields that config.json lacks, or has in another sense."""
 
+NUMBERS: dict[Any, tuple[type, ...]] = {int: (int,), float: (float, int), bool: (bool,)}
+"""What config.json may have for a field of a type."""
+
 Place = Callable[[jax.ShapeDtypeStruct], Sharding]
-Wanted = Mapping[str, tuple[TensorMap, Shape]]
 
 
 def load_pretrained(
@@ -59,8 +67,9 @@ def load_pretrained(
         path: the folder.
         dtype: dtype of the computation. Parameters are float32, however stored.
         key: what to draw parameters from that the folder has not: a pooler or
-            classifier, when a plain language model is loaded with `num_labels=4`, say,
-            and adapters (`lora_rank=8`). Without a key they are an error.
+            classifier, when a plain language model or a classifier of another number
+            of classes is loaded with `num_labels=4`, say, and adapters
+            (`lora_rank=8`). Without a key they are an error.
         place: where a parameter of a given shape shall live, such as
             `partial(train.sharding.placed, mesh=mesh)`; the first device if it is None.
             Every device's part is read for itself: the host never holds a whole model.
@@ -72,10 +81,11 @@ def load_pretrained(
     Raises:
         FileNotFoundError: if a file is missing.
         ValueError: if the folder has an unknown `model_type`, a setting that the
-            module does not have, or tensors that are not exactly the model's.
+            module does not have, weights that are quantized or an adapter's, or
+            tensors that are not exactly the model's.
     """
     folder = Path(path)
-    settings = read_json(folder / CONFIG)
+    settings = read_settings(folder)
     family = family_in(settings, folder)
     if place is None:
         here = SingleDeviceSharding(jax.devices()[0])
@@ -86,26 +96,21 @@ def load_pretrained(
         model = family.module(
             _config(family, settings, shapes, folder, {"dtype": dtype} | overrides)
         )
+        config, draw = model.config, key is not None
         wanted, adapters = _wanted(family, model)
-        ties = family.ties(model.config)
-        problems = _mismatches(
-            family, wanted, shapes, ties, model.config.vocab_size, fresh=key is not None
-        )
-        if adapters and key is None:
-            problems.append(
-                f"lora_rank={model.config.lora_rank}: pass `key=` to draw the adapters"
-            )
-        if problems:
+        if adapters and not draw:
             raise ValueError(
-                f"the tensors in {folder} are not those of {model.config}: "
-                + "; ".join(problems)
+                f"lora_rank={config.lora_rank}: pass `key=` to draw the adapters"
             )
-        for tied, name in ties.items():
-            if tied in stored and not same(stored[tied], stored[name]):
-                raise ValueError(
-                    f"{folder}: {tied} differs from {name}; only models that share "
-                    "them can be loaded"
-                )
+        stored = without_other_head(
+            folder, family, stored, config.num_labels, draw=draw
+        )
+        ties, tied = family.ties(config), stored
+        stored, names = untie(tied, ties)
+        check_tensors(
+            folder, family, wanted, stored, names, config.vocab_size, draw=draw
+        )
+        check_ties(folder, tied, ties)
         missing = [n for n, (row, _) in wanted.items() if row.theirs not in stored]
         flat = _fresh(model, key, [*missing, *adapters], place)
         flat |= {
@@ -124,7 +129,7 @@ def load_config(path: str | Path) -> Any:
         ValueError: if `load_pretrained` would refuse the folder's config.
     """
     folder = Path(path)
-    settings = read_json(folder / CONFIG)
+    settings = read_settings(folder)
     family = family_in(settings, folder)
     with ExitStack() as files:
         stored = open_tensors(folder, family, files)
@@ -157,9 +162,11 @@ def save_pretrained(
     flat = _flatten(params)
     if (found := {k: np.shape(x) for k, x in flat.items()}) != (asked := _asked(model)):
         wrong = sorted(dict(asked.items() ^ found.items()))
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(
-            f"params are not those of {config}: {', '.join(wrong[:5])} differ; pass "
-            "what `models.init` or `load_pretrained` returned, or a state's `params`"
+            f"params are not those of this {type(model).__name__}: "
+            f"{', '.join(wrong[:5])}{more} differ; pass what `models.init` or "
+            "`load_pretrained` returned, or a state's `params`"
         )
     model_type, family = family_of(config)
     architecture, prefix = family.architecture(config)
@@ -224,14 +231,31 @@ def _config(
     overrides: dict[str, Any],
 ) -> Any:
     """The config of a folder."""
-    names = {f.name for f in dataclasses.fields(family.config)} - OURS_ALONE
-    chosen = {name: settings[name] for name in names & settings.keys()}
     try:
-        chosen |= family.read(settings, shapes)
+        chosen = _chosen(family, settings) | family.read(settings, shapes)
         chosen = {k: tuple(v) if type(v) is list else v for k, v in chosen.items()}
         return family.config(**(chosen | overrides))
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
+
+
+def _chosen(family: Family, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are fields of the config, by the names that both have.
+
+    Raises:
+        ValueError: one is of another type.
+    """
+    chosen = {}
+    for field in dataclasses.fields(family.config):
+        if field.name in OURS_ALONE or field.name not in settings:
+            continue
+        value, kind = settings[field.name], field.type
+        if value is None and kind in NUMBERS:
+            continue  # as if it were not there
+        if kind in NUMBERS and type(value) not in NUMBERS[kind]:
+            raise ValueError(f"{field.name} is {value!r}: expected {kind.__name__}")
+        chosen[field.name] = value
+    return chosen
 
 
 def _asked(model: nn.Module) -> dict[str, Shape]:
@@ -329,31 +353,3 @@ def _fresh(
 
     placed = jax.tree.map(place, jax.eval_shape(draw, key))
     return jax.jit(draw, out_shardings=placed)(key)
-
-
-def _mismatches(
-    family: Family,
-    wanted: Wanted,
-    shapes: Mapping[str, Shape],
-    ties: Mapping[str, str],
-    vocab_size: int,
-    *,
-    fresh: bool,
-) -> list[str]:
-    """What is missing, of another shape, or not known, one phrase for each tensor."""
-    problems = []
-    for tensor, ours in wanted.values():
-        name, shape = tensor.theirs, tensor.stored(ours, vocab_size)
-        optional = name.startswith(family.fresh)
-        if name in shapes and shapes[name] != shape:
-            problems.append(f"{name}: expected {shape}, found {shapes[name]}")
-        elif name not in shapes and not (optional and fresh):
-            remedy = " (pass `key=` to draw it at random)" if optional else ""
-            problems.append(f"{name}: expected {shape}, found none{remedy}")
-    known = {tensor.theirs for tensor, _ in wanted.values()}
-    # Parts that were not asked for, such as a head.
-    idle = tuple(p for p in family.parts if not any(n.startswith(p) for n in known))
-    for name in sorted(shapes.keys() - known - ties.keys()):
-        if not name.startswith(idle):
-            problems.append(f"{name}: expected none, found {shapes[name]}")
-    return problems

@@ -108,6 +108,12 @@ _SELF = ("attn", "SelfAttention", _QKVO)
 _CROSS = ("cross", "EncDecAttention", _QKVO)
 _MLP = ("mlp", "DenseReluDense", ("wi", "wi_0", "wi_1", "wo"))
 
+_T5_SHARED = tuple(
+    f"{name}.weight"
+    for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
+)
+"""Names of the embedding that the encoder and the decoder read with."""
+
 T5_TENSORS = (
     _tokens("shared", "shared"),
     *_t5_stack("encoder", _SELF, _MLP),
@@ -155,6 +161,9 @@ class Family(NamedTuple):
     heads: tuple[str, ...]
     """Beginnings of tensor names that never have the prefix."""
 
+    classifier: str
+    """The beginning of the names of its classification head's tensors."""
+
     fresh: tuple[str, ...]
     """Beginnings of tensor names that may be missing, and drawn from a key."""
 
@@ -162,7 +171,7 @@ class Family(NamedTuple):
     """Beginnings of tensor names that not every config calls for."""
 
     ties: Callable[[Any], Mapping[str, str]]
-    """Of a config: tensors that may be stored as well, and must then equal another."""
+    """Of a config: other names that a tensor may be stored under, alone or as well."""
 
     ignored: str
     """A pattern of stored tensors that hold no parameter of ours."""
@@ -260,13 +269,17 @@ def _llama_written(config: LlamaConfig) -> dict[str, Any]:
 def _t5_read(
     settings: Mapping[str, Any], shapes: Mapping[str, Shape]
 ) -> dict[str, Any]:
-    """Version 1.0 ties and scales; `scale_decoder_outputs` is new in transformers 5."""
-    tie = settings.get("tie_word_embeddings", True)
+    """Version 1.0 ties and scales; `scale_decoder_outputs` is new in transformers 5.
+
+    It ties version 1.1 too, where the folder has not both embeddings.
+    """
+    tie = settings.get("tie_word_embeddings") is not False
     scale = settings.get("scale_decoder_outputs", tie)
-    return {
-        "scale_decoder_outputs": scale,
-        "tied": scale or (tie and "lm_head.weight" not in shapes),
-    } | _labels("classifier.weight", shapes)
+    both = "lm_head.weight" in shapes and any(name in shapes for name in _T5_SHARED)
+    read = {"scale_decoder_outputs": scale, "tied": scale or (tie and not both)}
+    if settings.get("decoder_start_token_id") is None:
+        read["decoder_start_token_id"] = settings.get("pad_token_id") or 0
+    return read | _labels("classifier.weight", shapes)
 
 
 def _t5_written(config: T5Config) -> dict[str, Any]:
@@ -285,6 +298,7 @@ FAMILIES = {
         architecture=_gpt2_architecture,
         prefix="transformer.",
         heads=("score.",),
+        classifier="score.",
         fresh=("score.",),
         parts=("score.",),
         ties=lambda config: {"lm_head.weight": "wte.weight"},
@@ -307,6 +321,7 @@ FAMILIES = {
         architecture=_llama_architecture,
         prefix="model.",
         heads=("lm_head.", "score."),
+        classifier="score.",
         fresh=("score.",),
         parts=("lm_head.", "score."),
         ties=lambda config: (
@@ -316,7 +331,7 @@ FAMILIES = {
         ),
         ignored=r".*rotary_emb\.inv_freq",
         fixed={
-            "hidden_act": ("silu",),
+            "hidden_act": ("silu", "swish"),
             "attention_bias": (False,),
             "mlp_bias": (False,),
         },
@@ -331,14 +346,12 @@ FAMILIES = {
         architecture=_t5_architecture,
         prefix="transformer.",
         heads=("classifier.",),
+        classifier="classifier.",
         fresh=("classifier.",),
         parts=("decoder.", "lm_head.", "classifier."),
         ties=lambda config: (
-            {
-                "encoder.embed_tokens.weight": "shared.weight",
-                "decoder.embed_tokens.weight": "shared.weight",
-            }
-            | ({"lm_head.weight": "shared.weight"} if config.tied else {})
+            dict.fromkeys(_T5_SHARED[1:], _T5_SHARED[0])
+            | ({"lm_head.weight": _T5_SHARED[0]} if config.tied else {})
         ),
         # Of T5 1.0; it was never used.
         ignored=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative.*",
@@ -354,12 +367,14 @@ FAMILIES = {
         architecture=_bert_architecture,
         prefix="bert.",
         heads=("classifier.",),
+        classifier="classifier.",
         fresh=("pooler.", "classifier."),
         parts=("pooler.", "classifier."),
         ties=lambda config: {},
-        ignored=r"embeddings\.position_ids|cls\..*",  # cls: the heads of pretraining
+        # The heads of pretraining and of question answering.
+        ignored=r"embeddings\.position_ids|cls\..*|qa_outputs\..*",
         fixed={
-            "hidden_act": ("gelu",),
+            "hidden_act": ("gelu", "gelu_python"),
             "position_embedding_type": ("absolute",),
             "is_decoder": (False,),
         },

@@ -130,18 +130,8 @@ def padded_vocab_size(config: Any) -> int:
 
 
 def num_output_tokens(config: Any) -> int:
-    """Ids that a model predicts.
-
-    Raises:
-        ValueError: more than it has.
-    """
-    count = config.vocab_size if config.num_tokens is None else config.num_tokens
-    if count > config.vocab_size:
-        raise ValueError(
-            f"num_tokens={count} is more than vocab_size={config.vocab_size}: the "
-            "tokenizer has ids that the model has no embedding of"
-        )
-    return count
+    """Number of ids that a model predicts."""
+    return config.vocab_size if config.num_tokens is None else config.num_tokens
 
 
 def layer_norm(epsilon: float, dtype: Dtype, name: str | None = None) -> nn.LayerNorm:

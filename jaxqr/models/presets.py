@@ -114,12 +114,31 @@ PRESETS: dict[str, Config] = {
 def preset(name: str, **overrides: Any) -> Config:
     """Return the config of a preset, with some fields changed.
 
-    Raises:
-        ValueError: if there is no such preset.
+    A token id of the original that a smaller vocabulary does not have, such as GPT-2's
+    end of text 50256, is None unless it is set. Decoding asks for an end of text.
 
-    >>> preset("gpt2-tiny", vocab_size=512).n_embd
-    128
+    Raises:
+        ValueError: if there is no such preset, or a token id that is set is not in the
+            vocabulary.
+
+    >>> small = preset("gpt2-tiny", vocab_size=512, bos_token_id=0)
+    >>> small.n_embd, small.bos_token_id, small.eos_token_id
+    (128, 0, None)
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}: choose from {', '.join(PRESETS)}")
-    return dataclasses.replace(PRESETS[name], **overrides)
+    config = dataclasses.replace(PRESETS[name], **overrides)
+    absent: dict[str, None] = {}
+    for field, ids in vars(config).items():
+        if not field.endswith("token_id") or ids is None:
+            continue
+        many = ids if isinstance(ids, tuple) else (ids,)
+        if all(0 <= id < config.vocab_size for id in many):
+            continue
+        if field in overrides:
+            raise ValueError(
+                f"{field}={ids} is not in a vocabulary of {config.vocab_size} tokens: "
+                f"expected an id from 0 to {config.vocab_size - 1}"
+            )
+        absent[field] = None
+    return dataclasses.replace(config, **absent)
