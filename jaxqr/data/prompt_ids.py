@@ -1,6 +1,7 @@
 """Prompt templates to token ids, such that they are those of the whole text."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 from jaxqr.data.encoding import Encode
@@ -8,6 +9,9 @@ from jaxqr.data.prompts import PromptTemplate, Slot, Source
 
 # Any text of ordinary words, on which the places between literals and slots are tried.
 PROBE = "red shoes"
+
+# Whether a word runs into what is before it depends on its first letter.
+PROBES = (PROBE, *"abcdefghijklmnopqrstuvwxyz")
 
 
 class TokenizedSlot(NamedTuple):
@@ -38,8 +42,8 @@ class TokenizedTemplate(NamedTuple):
         before: BOS, where the kind has one.
         slots: in order, each with the literal before it.
         after: ids after the last slot, EOS included where the kind has one.
-        difference: where the ids begin to differ from those that the tokenizer makes
-            of the whole text, in words; None if they are the same.
+        difference: where the ids of one of `PROBES` begin to differ from those that
+            the tokenizer makes of the whole text, in words; None if they are the same.
     """
 
     template: PromptTemplate
@@ -184,19 +188,13 @@ def tokenize_template(
                     return [choice, *following]
         return None
 
-    chosen, difference = fitting(0, whole), None
-    if chosen is None:
-        chosen = [slot[0] for slot in choices]
-        made = []
-        for choice, probe in zip(chosen, probes, strict=True):
-            made += [*choice.before, *probe[0]]
-        difference = _difference([*made, *after], whole, encode)
+    chosen = fitting(0, whole) or [choice[0] for choice in choices]
     return TokenizedTemplate(
         template,
         [bos] if template.kind == "completion" else [],
         tuple(chosen),
         [*after, eos] if template.kind == "prefix" else after,
-        difference,
+        _difference(template, chosen, after, encode),
     )
 
 
@@ -217,9 +215,26 @@ def _choices(
     ]
 
 
-def _difference(made: list[int], whole: list[int], encode: Encode) -> str:
-    pairs = zip(made, whole, strict=False)
-    same = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
-    start = min(len(made), len(whole)) if same is None else same
-    shown = [encode.tokens(ids[start : start + 4]) for ids in (made, whole)]
-    return f"from token {start} on it is {shown[0]} instead of {shown[1]}"
+def _difference(
+    template: PromptTemplate,
+    slots: Sequence[TokenizedSlot],
+    after: list[int],
+    encode: Encode,
+) -> str | None:
+    """The first difference between the ids of a filled template and of its text."""
+    texts = [template.fill(dict.fromkeys(template.names, probe)) for probe in PROBES]
+    columns = [slot.ids(PROBES, encode) for slot in slots]
+    for i, whole in enumerate(encode(texts, special=True)):
+        made = []
+        for slot, column in zip(slots, columns, strict=True):
+            made += [*slot.before, *column[i]]
+        made += after
+        if made != whole:
+            pairs = zip_longest(made, whole)
+            start = next(k for k, (one, two) in enumerate(pairs) if one != two)
+            one, two = (encode.tokens(ids[start : start + 4]) for ids in (made, whole))
+            return (
+                f"with {PROBES[i]!r} in its slots, from token {start} on it is {one} "
+                f"instead of {two}"
+            )
+    return None

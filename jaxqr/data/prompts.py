@@ -141,9 +141,6 @@ class PromptTemplate:
         faults = {
             "no text for": [name for name in self.names if name not in source],
             "no slot called": [name for name in source if name not in self.names],
-            "no string in": [
-                n for n, text in source.items() if not isinstance(text, str)
-            ],
         }
         told = [
             f"{what} {', '.join(map(str, of))}" for what, of in faults.items() if of
@@ -151,7 +148,7 @@ class PromptTemplate:
         if told:
             raise ValueError(
                 f"{'; '.join(told)}: the slots of the prompt template are "
-                f"{', '.join(self.names)}, and a row gives one string for each"
+                f"{', '.join(self.names)}, and a row gives one text for each"
             )
         return [source[name] for name in self.names]
 

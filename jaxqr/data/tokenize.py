@@ -28,7 +28,7 @@ import numpy as np
 
 from jaxqr.data import compare, folders, prompts
 from jaxqr.data.encoding import Encode, valid_unicode
-from jaxqr.data.prompt_ids import PROBE, tokenize_template
+from jaxqr.data.prompt_ids import tokenize_template
 from jaxqr.data.prompts import PromptTemplate, Source
 from jaxqr.data.rows import EncoderRow, Row
 from jaxqr.data.rows import pad_left as pad_left
@@ -87,14 +87,6 @@ class Tokenizer:
             if lacking.get(prompt.kind):
                 raise self._no_prompt()
             self._template = tokenize_template(prompt, self._encode, self.bos, self.eos)
-            if self._template.difference:
-                _warn_once(
-                    f"the prompt {prompt} is not tokenized as this tokenizer tokenizes "
-                    f"the whole text: with {PROBE!r} in its slots, "
-                    f"{self._template.difference}. Training and serving agree all the "
-                    "same, but to a pretrained model such tokens may be new; a space "
-                    "or a newline between a slot and the text next to it avoids it"
-                )
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
@@ -212,6 +204,9 @@ class Tokenizer:
         Where a prompt is too long, the longest of the texts that may be cut loses a
         token, in turn, of equally long ones the last; each keeps at least one.
 
+        Where a literal runs into a slot, such that the ids are not those that the
+        tokenizer makes of the whole text, a warning is logged, once.
+
         Args:
             sources: a mapping of slot to text each; or the text itself, where the
                 prompt has one slot.
@@ -223,6 +218,14 @@ class Tokenizer:
         """
         if not self.prompt:
             raise self._no_prompt()
+        if self._template.difference:
+            _warn_once(
+                f"the prompt {self.prompt} is not tokenized as this tokenizer "
+                f"tokenizes the whole text: {self._template.difference}. Training and "
+                "serving agree all the same, but to a pretrained model such tokens may "
+                "be new. A space or a newline between a slot and the text next to it "
+                "avoids it"
+            )
         return self._template.rows(sources, max_tokens, self._encode)
 
     def _no_prompt(self) -> ValueError:
