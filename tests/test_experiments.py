@@ -17,6 +17,7 @@ from experiments import (
     warmup,
 )
 from experiments.layout import require, stage
+from jaxqr.data.prompts import QUERY, PromptTemplate
 from jaxqr.data.tokenize import train_tokenizer
 
 
@@ -89,7 +90,7 @@ def test_another_family_passes_through_the_stages(run):
         model, params, tokenizer, _ = training.load_stage(folder / stage_folder)
         assert model.encoder_decoder
         assert params.keys() == {"params"}
-        assert tokenizer.prompt == ("prefix", "", "")
+        assert tokenizer.prompt == PromptTemplate("prefix", (QUERY,))
 
 
 def test_a_model_has_a_run_of_its_own(monkeypatch):

@@ -4,14 +4,25 @@ import json
 import shutil
 
 import pytest
-import tiny
-from test_tokenize import write_gpt2, write_wordpiece
+from tokenizer_folders import (
+    BOS,
+    END,
+    START,
+    STOP,
+    TURN,
+    change,
+    ids_of,
+    rendered,
+    theirs,
+    write_all,
+    write_llama,
+    write_unigram,
+)
 
-from jaxqr.data.prompts import INSTRUCTIONS, PROBE, PromptTemplate
+from jaxqr.data.prompt_ids import PROBE
+from jaxqr.data.prompts import INSTRUCTIONS, QUERY, PromptTemplate
 from jaxqr.data.tokenize import EncoderRow, Row, Tokenizer
 
-TEXTS = [text for pair in tiny.PAIRS for text in pair]
-CORPUS = [*TEXTS, "Rewrite the query.\n\n", "rewrite query: user assistant [INST]"]
 QUERIES = [
     "red shoe",
     "shoe rack",
@@ -26,132 +37,12 @@ QUERIES = [
 ]
 INSTRUCTION = "Rewrite the query."
 
-# Llama 3's files: its split, its post-processor that opens texts and, in its manner,
-# a template that says so itself.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-BOS, END, START, STOP, TURN = (
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-)
-TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
-    "{{ message['content'] | trim + '<|eot_id|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
-OPENED = "{{ bos_token }}" + TEMPLATE
-# To the microsecond, so that it never writes the same twice.
-DATED = (
-    "{{ bos_token + '<|start_header_id|>system<|end_header_id|>\n\nToday: ' }}"
-    "{{ strftime_now('%d %b %Y %H:%M:%S.%f') + '<|eot_id|>' }}" + TEMPLATE
-)
-
-
-def write_llama(folder, *, template=None, eos=TURN):
-    from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
-    from tokenizers import Tokenizer as Backend
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Backend(models.BPE(ignore_merges=True))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(
-            vocab_size=330, initial_alphabet=alphabet, show_progress=False
-        ),
-    )
-    backend.add_special_tokens([BOS, END, START, STOP, TURN])
-    backend.post_processor = processors.Sequence(
-        [
-            processors.ByteLevel(trim_offsets=False),
-            processors.TemplateProcessing(
-                single=f"{BOS} $A",
-                pair=f"{BOS} $A {BOS}:1 $B:1",
-                special_tokens=[(BOS, backend.token_to_id(BOS))],
-            ),
-        ]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=BOS,
-        eos_token=eos,
-        chat_template=template,
-    ).save_pretrained(folder)
-
-
-def write_unigram(folder, *, name="PreTrainedTokenizerFast", template=None):
-    """T5's folder; with a template one of a chat model of SentencePiece."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Backend(models.Unigram())
-    scheme = {"prepend_scheme": "first" if template else "always"}
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(**scheme)
-    backend.decoder = decoders.Metaspace(**scheme)
-    special = ["<pad>", "</s>", "<unk>"]
-    backend.train_from_iterator(
-        [*CORPUS, "\n\n"] if template else [*CORPUS[:-2], "rewrite query:"],
-        trainers.UnigramTrainer(
-            vocab_size=120,
-            special_tokens=special,
-            unk_token="<unk>",
-            initial_alphabet=list("</s>_exrad0123456789abq"),
-            show_progress=False,
-        ),
-    )
-    backend.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        extra_special_tokens=[f"<extra_id_{i}>" for i in range(3)],
-        chat_template=template,
-    ).save_pretrained(folder)
-    change(folder, "tokenizer_config.json", tokenizer_class=name, extra_ids=3)
-
-
-def change(folder, name, **fields):
-    path = folder / name
-    held = json.loads(path.read_text())
-    path.write_text(json.dumps(held | fields))
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A folder of each kind by name."""
     root = tmp_path_factory.mktemp("tokenizers")
-    writers = {
-        "base": lambda folder: write_llama(folder, eos=END),
-        "instruct": lambda folder: write_llama(folder, template=OPENED),
-        "unopened": lambda folder: write_llama(folder, template=TEMPLATE),
-        "dated": lambda folder: write_llama(folder, template=DATED),
-        "t5": write_unigram,
-        "t5-class": lambda folder: write_unigram(folder, name="T5Tokenizer"),
-        "gpt2": lambda folder: write_gpt2(folder, TEXTS),
-        "bert": write_wordpiece,
-        "own": lambda folder: tiny.tokenizer().save(folder),
-    }
-    for name, write in writers.items():
-        (root / name).mkdir()
-        write(root / name)
+    write_all(root)
     return root
 
 
@@ -160,32 +51,13 @@ def chat(folders):
     return Tokenizer.load(folders / "instruct").with_prompt("chat", INSTRUCTION)
 
 
-def theirs(folder):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def rendered(folder, content):
-    """What transformers makes of one message of the user."""
-    return theirs(folder).apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        return_dict=False,
-    )
-
-
-def ids_of(folder, *tokens):
-    return theirs(folder).convert_tokens_to_ids(list(tokens))
-
-
 # Completions
 
 
 @pytest.mark.parametrize("name", ["base", "gpt2", "own"])
 def test_a_completion_is_bos_query_newline(folders, name):
     tokenizer = Tokenizer.load(folders / name)
-    assert tokenizer.prompt == PromptTemplate("completion", "", "\n")
+    assert tokenizer.prompt == PromptTemplate("completion", (QUERY, "\n"))
     for query, ids in zip(QUERIES, tokenizer.source(QUERIES, 99), strict=True):
         newline = tokenizer.encode(["\n"])[0][-1]
         assert ids == [tokenizer.bos, *tokenizer.encode([query])[0], newline]
@@ -225,7 +97,7 @@ def test_a_chat_is_what_the_template_makes(folders, chat):
 def test_a_chat_of_an_empty_query(folders, chat):
     (ids,), (one,) = chat.source([""], 99), chat.source(["a"], 99)
     assert len(ids) == len(one) - 1
-    assert theirs(folders / "instruct").decode(ids) == "".join(chat.prompt[1:])
+    assert theirs(folders / "instruct").decode(ids) == chat.prompt.fill("")
 
 
 def test_a_template_without_bos_gets_none(folders, chat):
@@ -246,7 +118,7 @@ def test_llamas_date_is_the_same_every_day(folders):
     )
     first, second = (tokenizer.with_prompt("chat").prompt for _ in range(2))
     assert first == second
-    assert first.before.startswith("Today: 26 Jul 2024\n")
+    assert first.parts[0].startswith("Today: 26 Jul 2024\n")
 
 
 def test_a_date_is_written_once(folders, chat, tmp_path):
@@ -272,7 +144,7 @@ def test_a_query_cannot_end_a_turn(folders, chat):
     for text, ids in zip(texts, chat.source(texts, 99), strict=True):
         assert [ids.count(i) for i in special] == [plain.count(i) for i in special]
         shown = theirs(folders / "instruct").decode(ids)
-        assert shown == chat.prompt.before + text + chat.prompt.after
+        assert shown == chat.prompt.fill(text)
     targets = chat.target(texts, 99)
     assert [ids.count(chat.eos) for ids in targets] == [1, 1, 1]
 
@@ -393,7 +265,9 @@ def test_only_the_beginning_of_a_query_is_lost(folders, chat, name, kind):
     assert tokenizer.source([query], len(whole)) == [whole]
     for short in (taken, taken - 1, 0):
         told = rf"max_tokens={short} .* the {kind} prompt alone takes {taken} tokens"
-        with pytest.raises(ValueError, match=rf"{told}.*\(max_source\) to {taken + 1}"):
+        with pytest.raises(
+            ValueError, match=rf"{told}.*\(the run's source length\) to {taken + 1}"
+        ):
             tokenizer.source([query], short)
 
 
@@ -422,7 +296,8 @@ def test_no_prompt_leaves_no_file(folders, tmp_path):
     tokenizer = Tokenizer.load(folders / "t5")
     tokenizer.with_prompt("prefix", "é: ").save(tmp_path)
     text = (tmp_path / "prompt.json").read_text(encoding="utf-8")
-    assert json.loads(text) == {"kind": "prefix", "before": "é: ", "after": ""}
+    query = {"slot": "query", "cut": "beginning"}
+    assert json.loads(text) == {"kind": "prefix", "parts": ["é: ", query]}
     assert "é: " in text
     tokenizer.save(tmp_path)
     assert not (tmp_path / "prompt.json").exists()
@@ -433,17 +308,26 @@ def test_no_prompt_leaves_no_file(folders, tmp_path):
     ("text", "told"),
     [
         ("{", "is not JSON"),
-        ("[]", "expected the texts kind, before, after"),
-        ('{"kind": "prefix", "before": "x"}', "expected the texts"),
+        ("\xff", "is not JSON"),
+        ("[]", "expected the kind, which is one of completion, chat, prefix, and"),
+        ('{"kind": "prefix", "before": "x"}', "expected the kind"),
         ('{"kind": "talk", "before": "", "after": ""}', "one of completion, chat"),
-        ('{"kind": "prefix", "before": 3, "after": ""}', "expected the texts"),
-        ('{"kind": ["prefix"], "before": "", "after": ""}', "expected the texts"),
+        ('{"kind": "prefix", "before": 3, "after": ""}', "expected the kind"),
+        ('{"kind": ["prefix"], "before": "", "after": ""}', "expected the kind"),
+        ('{"kind": "prefix", "before": "", "after": "", "x": 1}', "expected the kind"),
+        ('{"kind": "prefix", "parts": {}}', "expected the kind"),
+        ('{"kind": "prefix", "parts": ["a", 3]}', "expected the kind"),
+        ('{"kind": "prefix", "parts": [{"slot": "query"}]}', "expected the kind"),
+        ('{"kind": "prefix", "parts": [{"slot": "q", "cut": "x"}]}', "cut one of beg"),
+        ('{"kind": "prefix", "parts": [{"slot": "q r", "cut": "end"}]}', "a name of l"),
+        ('{"kind": "prefix", "parts": ["a"]}', "without a slot"),
+        ('{"kind": "talk", "parts": []}', "no prompt is called 'talk'"),
         ('{"kind": "completion", "before": "", "after": "\\n"}', "no token for a newl"),
     ],
 )
 def test_a_broken_prompt_is_refused(folders, tmp_path, text, told):
     shutil.copytree(folders / "t5", tmp_path, dirs_exist_ok=True)
-    (tmp_path / "prompt.json").write_text(text)
+    (tmp_path / "prompt.json").write_text(text, "latin-1")
     with pytest.raises(ValueError, match=rf"prompt\.json.*{told}"):
         Tokenizer.load(tmp_path)
 

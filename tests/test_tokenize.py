@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tiny
+from tokenizer_folders import write_gpt2, write_wordpiece
 
 from jaxqr.data.tokenize import (
     EncoderRow,
@@ -32,26 +33,6 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def tokenizer():
     return tiny.tokenizer()
-
-
-def write_wordpiece(folder):
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "shoe", "##s", "blue"]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    config = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-
-
-def write_gpt2(folder, texts):
-    """As the tokenizers library writes GPT-2's two files."""
-    from tokenizers import ByteLevelBPETokenizer
-
-    backend = ByteLevelBPETokenizer()
-    backend.train_from_iterator(
-        texts, 300, special_tokens=["<|endoftext|>"], show_progress=False
-    )
-    backend.save_model(str(folder))
-    config = {"tokenizer_class": "GPT2Tokenizer"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def decoded(tokenizer, rows):

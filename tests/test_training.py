@@ -35,11 +35,11 @@ def test_a_prompt_follows_the_model(name, tmp_path):
     # It is kept, and what is kept counts, unless something else is asked for.
     asked = PromptConfig("prefix", "find: ")
     _, _, tokenizer = training.load_model(folder, prompting=asked)
-    assert tokenizer.prompt.before == "find: "
+    assert tokenizer.prompt.parts[0] == "find: "
     training.export(folder, model, params, tokenizer)
     assert training.load_model(folder)[2].prompt == tokenizer.prompt
     asked = PromptConfig("prefix", "search: ")
-    assert training.load_model(folder, prompting=asked)[2].prompt.before == "search: "
+    assert training.load_model(folder, prompting=asked)[2].prompt.parts[0] == "search: "
     with pytest.raises(ValueError, match="no chat template"):
         training.load_model(folder, prompting=PromptConfig("chat"))
 

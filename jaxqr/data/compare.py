@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-# What truncates, pads and frames a text is no part of how its ids are made.
+# What truncates, pads and frames a text is not part of how its ids are made.
 FRAME = {"version", "truncation", "padding", "post_processor"}
 
 
@@ -13,7 +13,7 @@ def difference(one: Any, two: Any, names: tuple[str, str]) -> str | None:
     """The first difference of two transformers tokenizers in words; None if none.
 
     Compared are token -> id with the added tokens, then what the tokenizers library
-    saves of normaliser, pre-tokeniser, model and decoder.
+    saves of normalizer, pre-tokenizer, model and decoder.
     """
     return _vocabularies(one.get_vocab(), two.get_vocab(), names) or _backends(
         one.backend_tokenizer.to_str(), two.backend_tokenizer.to_str(), names

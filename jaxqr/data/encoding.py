@@ -4,6 +4,26 @@ from collections.abc import Sequence
 from typing import Any
 
 
+def valid_unicode(text: str) -> str:
+    r"""The text with U+FFFD in place of every lone surrogate.
+
+    Half an emoji, cut off by a field's length, and bytes that were read with
+    `errors="surrogateescape"` are such code points. They have no UTF-8, so the
+    tokenizers library refuses them, and with them all texts of the same call. Two
+    surrogates that belong together become the character that they encode.
+
+    >>> valid_unicode("red \ud83d shoes"), valid_unicode("\ud83d\udc5f")
+    ('red � shoes', '👟')
+    """
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 class Encode:
     """Turns texts into ids, with or without the special tokens that they spell."""
 
@@ -22,7 +42,11 @@ class Encode:
         if not texts:
             return []
         rows = self._tokenizer(
-            list(texts), add_special_tokens=False, split_special_tokens=not special
+            [valid_unicode(text) for text in texts],
+            add_special_tokens=False,
+            split_special_tokens=not special,
+            # Texts are cut later, so a long one is no reason for a warning.
+            verbose=False,
         )["input_ids"]
         if special:
             return rows
@@ -47,12 +71,12 @@ class Encode:
                 spelled.append(index)
         return spelled
 
-    def behind(
+    def after(
         self, context: str, texts: Sequence[str], *, special: bool = False
     ) -> list[list[int]]:
-        """The ids of texts as they are behind `context`, without those of `context`.
+        """The ids of texts as they are after `context`, without those of `context`.
 
-        SentencePiece begins a text with a blank, but only where it begins.
+        SentencePiece puts a space before a text, but only where the whole text begins.
         """
         if not context:
             return self(texts, special=special)
@@ -65,3 +89,7 @@ class Encode:
             else self([text], special=special)[0]
             for text, ids in zip(texts, joined, strict=True)
         ]
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """What the vocabulary calls these ids, to show them."""
+        return self._tokenizer.convert_ids_to_tokens(list(ids))

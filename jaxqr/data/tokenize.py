@@ -3,57 +3,51 @@
 A `Tokenizer` is a Hugging Face tokenizer folder, given or trained here, plus the
 layout in which the package writes texts:
 
-- a prompt is a query between the texts of a `PromptTemplate`, such as `BOS query
-  newline`, padded on the left; too long a query loses its beginning, the rest of the prompt
-  loses nothing;
+- a prompt is what a `PromptTemplate` makes of a row, such as `BOS query newline`,
+  padded on the left; where it is too long, each slot's text loses the end that the
+  template says (a query its beginning), and the rest of the prompt nothing;
 - a target is `text EOS`, padded on the right; one too long is cut and has no EOS,
   because it is not finished;
 - plain text is a target after the prompt `BOS`;
 - an encoder reads `[CLS] query [SEP] product [SEP]`, or whatever the folder's own
   pair template says; if that puts nothing between the two, a newline or EOS does.
 
+Any string is a text: a lone surrogate, which has no UTF-8, is read as U+FFFD.
+
 Token ids say nothing about padding: BOS, EOS and padding may share an id, the masks
-made here are the only truth.
+made by `jaxqr.data.rows` are the only truth.
 """
 
-import os
+import logging
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from jaxqr.data import compare, prompts
-from jaxqr.data.encoding import Encode
-from jaxqr.data.prompts import PromptTemplate
-from jaxqr.types import Pairs, PromptBatch
+from jaxqr.data import compare, folders, prompts
+from jaxqr.data.encoding import Encode, valid_unicode
+from jaxqr.data.prompt_ids import tokenize_template
+from jaxqr.data.prompts import PromptTemplate, Source
+from jaxqr.data.rows import EncoderRow, Row
+from jaxqr.data.rows import pad_left as pad_left
+from jaxqr.data.rows import pad_pairs as pad_pairs
+from jaxqr.data.rows import pad_prompts as pad_prompts
+from jaxqr.data.rows import pad_right as pad_right
 
 END_OF_TEXT = "<|endoftext|>"
-
-
-class Row(NamedTuple):
-    """One tokenised pair, unpadded."""
-
-    source: list[int]
-    target: list[int]
-
-
-class EncoderRow(NamedTuple):
-    """One tokenised text pair for an encoder, unpadded, with its class."""
-
-    tokens: list[int]
-    segments: list[int]
-    label: int
 
 
 class Tokenizer:
     """A Hugging Face fast tokenizer that knows the layout above.
 
     Attributes:
-        vocab_size: number of ids, the special ones included.
+        vocab_size: highest id + 1, the added and special ones included. A vocabulary
+            with holes has fewer tokens.
         bos: id that opens a prompt; the end-of-text id where the folder has none.
         eos: id that closes a target.
-        prompt: the texts around a query; None if nothing says which.
+        prompt: what is written around a row's texts; None if nothing says what.
     """
 
     def __init__(self, tokenizer: Any, prompt: PromptTemplate | None = None):
@@ -62,20 +56,28 @@ class Tokenizer:
         Without a prompt, a tokenizer that has a newline writes completions.
 
         Raises:
-            ValueError: the prompt needs a newline or an EOS that is not there.
+            ValueError: the prompt needs a newline or an EOS that is not there, or the
+                tokenizer has no token that ends a text.
         """
         self._tokenizer = tokenizer
-        self.vocab_size: int = len(tokenizer)
+        self.vocab_size: int = 1 + max(tokenizer.get_vocab().values())
         eos = tokenizer.eos_token_id
         # BERT-like folders have no end of text; they are only used as encoders.
         self._encoder_only = eos is None
-        self.eos: int = tokenizer.sep_token_id if eos is None else eos
+        eos = tokenizer.sep_token_id if eos is None else eos
+        if eos is None:
+            raise ValueError(
+                "the tokenizer has neither a token for the end of a text nor a "
+                "separator: set eos_token in its tokenizer_config.json to the token "
+                "that the model ends a text with"
+            )
+        self.eos: int = eos
         bos = tokenizer.bos_token_id
         self.bos: int = self.eos if bos is None else bos
         self._encode = Encode(tokenizer)
-        (newline,) = self._encode.behind("a", ["\n"])
+        (newline,) = self._encode.after("a", ["\n"])
         decoded = tokenizer.decode(newline, clean_up_tokenization_spaces=False)
-        # BERT drops a newline, T5 makes a blank or an unknown token of it.
+        # BERT drops a newline, T5 makes a space or an unknown token of it.
         self._newline = newline if decoded == "\n" else []
         if prompt is None and self._newline:
             prompt = prompts.make(tokenizer, "completion")
@@ -84,9 +86,7 @@ class Tokenizer:
             lacking = {"completion": not self._newline, "prefix": self._encoder_only}
             if lacking.get(prompt.kind):
                 raise self._no_prompt()
-            self._layout = prompts.tokenize_template(
-                prompt, self._encode, self.bos, self.eos
-            )
+            self._template = tokenize_template(prompt, self._encode, self.bos, self.eos)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
@@ -96,25 +96,24 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: no tokenizer files in `folder`.
-            ValueError: its `prompt.json` is broken, or not for this tokenizer.
+            ValueError: its files are broken, or transformers cannot read them; its
+                `prompt.json` is broken, or not for this tokenizer.
         """
         folder = Path(folder)
-        names = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
-        if not any((folder / name).exists() for name in names):
-            raise FileNotFoundError(
-                f"{folder} holds none of {', '.join(names)}: give a Hugging Face "
-                "tokenizer folder, or leave it out to train one on the data"
-            )
-        prompt = PromptTemplate.load(folder)
-        tokenizer = _transformers().AutoTokenizer
-        tokenizer = tokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer, prompt = folders.read(folder), PromptTemplate.load(folder)
         try:
             return cls(tokenizer, prompt)
         except ValueError as error:
-            raise ValueError(f"{folder / prompts.FILE}: {error}") from None
+            where = folder / prompts.FILE if prompt else folder
+            raise ValueError(f"{where}: {error}") from None
 
     def save(self, folder: str | Path) -> None:
-        """Writes a folder that `load` and transformers' `AutoTokenizer` read."""
+        """Writes a folder that `load` and transformers' `AutoTokenizer` read.
+
+        Only the tokenizer's own files and `prompt.json` are written, so that
+        `Tokenizer.load(model).save(folder)` takes the tokenizer out of a model's
+        folder: with its ids, chat template and prompt, without weights.
+        """
         self._tokenizer.save_pretrained(folder)
         if self.prompt:
             self.prompt.save(folder)
@@ -134,7 +133,8 @@ class Tokenizer:
         Args:
             prompt: `completion`, `chat` or `prefix`, or another tokenizer's prompt.
             instruction: what a chat says above the query, or the prefix as it is, its
-                trailing space included; by default that of `prompts.INSTRUCTIONS`.
+                trailing space included; by default that of `prompts.INSTRUCTIONS`. With
+                slots in braces it is all of it: `prompts.parse` has the rules.
 
         Raises:
             ValueError: the tokenizer cannot write this prompt, or no such kind.
@@ -156,7 +156,7 @@ class Tokenizer:
             others: what the message calls the owner of the other.
 
         Raises:
-            ValueError: vocabulary, BOS, EOS, tokenisation or prompt differ; the
+            ValueError: vocabulary, BOS, EOS, tokenization or prompt differ; the
                 message says which and shows the first difference.
         """
         advice = (
@@ -198,29 +198,35 @@ class Tokenizer:
         )
         return [" ".join(text.split()) for text in texts]
 
-    def source(self, queries: Sequence[str], max_tokens: int) -> list[list[int]]:
-        """PromptBatch as id lists of at most `max_tokens`, the end of the query kept.
+    def source(self, sources: Sequence[Source], max_tokens: int) -> list[list[int]]:
+        """Prompts as id lists of at most `max_tokens`.
+
+        Where a prompt is too long, the longest of the texts that may be cut loses a
+        token, in turn, of equally long ones the last; each keeps at least one.
+
+        Where a literal runs into a slot, such that the ids are not those that the
+        tokenizer makes of the whole text, a warning is logged, once.
+
+        Args:
+            sources: a mapping of slot to text each; or the text itself, where the
+                prompt has one slot.
+            max_tokens: what a prompt may take, its literals included.
 
         Raises:
-            ValueError: the tokenizer has no prompt, or `max_tokens` has no room for a
-                token of the query.
+            ValueError: the tokenizer has no prompt, a source does not fit its slots, or
+                `max_tokens` has no room for what is never cut and a token of each slot.
         """
         if not self.prompt:
             raise self._no_prompt()
-        before, after = self._layout.before, self._layout.after
-        taken = len(before) + len(after)
-        if max_tokens <= taken:
-            raise ValueError(
-                f"max_tokens={max_tokens} leaves no room for a query: the "
-                f"{self.prompt.kind} prompt alone takes {taken} tokens. Raise "
-                f"max_tokens (max_source) to {taken + 1} at the very least, or shorten "
-                "the instruction"
+        if self._template.difference:
+            _warn_once(
+                f"the prompt {self.prompt} is not tokenized as this tokenizer "
+                f"tokenizes the whole text: {self._template.difference}. Training and "
+                "serving agree all the same, but to a pretrained model such tokens may "
+                "be new. A space or a newline between a slot and the text next to it "
+                "avoids it"
             )
-        room = max_tokens - taken
-        return [
-            [*before, *ids[max(0, len(ids) - room) :], *after]
-            for ids in self._layout.queries(queries, self._encode)
-        ]
+        return self._template.rows(sources, max_tokens, self._encode)
 
     def _no_prompt(self) -> ValueError:
         if self._encoder_only:
@@ -239,20 +245,13 @@ class Tokenizer:
         return [[*ids, self.eos][:max_tokens] for ids in self.encode(texts)]
 
     def pairs(
-        self, pairs: Iterable[tuple[str, str]], *, max_source: int, max_target: int
+        self, pairs: Iterable[tuple[Source, str]], *, max_source: int, max_target: int
     ) -> list[Row]:
-        """Rows of (query, rewrite) pairs."""
-        queries, rewrites = (
-            zip(*pairs, strict=True) if (pairs := [*pairs]) else ((), ())
-        )
-        return [
-            Row(s, t)
-            for s, t in zip(
-                self.source(queries, max_source),
-                self.target(rewrites, max_target),
-                strict=True,
-            )
-        ]
+        """Rows of (source, target) pairs, such as a query and its rewrite."""
+        pairs = list(pairs)
+        sources = self.source([source for source, _ in pairs], max_source)
+        targets = self.target([target for _, target in pairs], max_target)
+        return [Row(s, t) for s, t in zip(sources, targets, strict=True)]
 
     def plain(self, texts: Sequence[str], *, max_target: int) -> list[Row]:
         """Rows of plain text: BOS, then the text."""
@@ -295,7 +294,7 @@ class Tokenizer:
         return rows
 
     def _pair_template(self) -> tuple[list[int], list[int], list[int]]:
-        """The ids before, between and behind two texts; there is always a middle."""
+        """The ids before, between and after two texts; there is always a middle."""
         # Any letter shows where the texts are.
         (pair,) = self._tokenizer(["a"], ["a"]).encodings
         sides = pair.sequence_ids
@@ -343,7 +342,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     backend.decoder = decoders.ByteLevel()
     backend.train_from_iterator(
-        texts,
+        map(valid_unicode, texts),
         trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=special,
@@ -358,7 +357,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
     )
     return Tokenizer(
-        _transformers().PreTrainedTokenizerFast(
+        folders.transformers().PreTrainedTokenizerFast(
             tokenizer_object=backend,
             bos_token=END_OF_TEXT,
             eos_token=END_OF_TEXT,
@@ -369,41 +368,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
 
 
-def _transformers() -> Any:
-    """The library, imported late and without its notice that torch is missing."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    import transformers
-
-    return transformers
-
-
-def pad_left(rows: Sequence[Sequence[int]], width: int, fill: int):
-    """`[len(rows), width]` ids and mask; every row ends in the last column."""
-    return _pad(rows, width, fill, left=True)
-
-
-def pad_right(rows: Sequence[Sequence[int]], width: int, fill: int):
-    """`[len(rows), width]` ids and mask; every row begins in the first column."""
-    return _pad(rows, width, fill, left=False)
-
-
-def _pad(rows, width, fill, *, left):
-    tokens = np.full((len(rows), width), fill, np.int32)
-    mask = np.zeros((len(rows), width), bool)
-    for i, row in enumerate(rows):
-        columns = slice(width - len(row), width) if left else slice(0, len(row))
-        tokens[i, columns], mask[i, columns] = row, True
-    return tokens, mask
-
-
-def pad_pairs(rows: Sequence[Row], source_width: int, target_width: int, fill: int):
-    """`Pairs` of the given widths."""
-    return Pairs(
-        *pad_left([row.source for row in rows], source_width, fill),
-        *pad_right([row.target for row in rows], target_width, fill),
-    )
-
-
-def pad_prompts(sources: Sequence[list[int]], width: int, fill: int) -> PromptBatch:
-    """`PromptBatch` of the given width."""
-    return PromptBatch(*pad_left(sources, width, fill))
+@cache
+def _warn_once(message: str) -> None:
+    """A tokenizer is loaded many times in a run."""
+    logging.getLogger(__name__).warning(message)
