@@ -10,11 +10,12 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxqr.data import tables
-from jaxqr.records import Collection
+from jaxqr.records import Collection, Labels
 
 _COLUMNS = {
     "id": "product_id",
@@ -42,6 +43,10 @@ def load(
     "test" if any of its rows officially is; all others, of unknown split too, are in
     "train".
 
+    An extract knows only some products of most queries. It marks the rows of those
+    whose whole list it has in the column `fully_judged`; without the column, as in
+    the official release, every list is whole (`Collection.fully_judged` is None).
+
     Args:
       folder: holds the two files.
       locale: "us", "es" or "jp".
@@ -59,34 +64,44 @@ def load(
     examples = tables.read(
         path,
         required=["query", "product_id", "product_locale", "esci_label", *flag],
-        optional=["split"],
+        optional=["split", "fully_judged"],
+        typed=["fully_judged", *flag],
     )
     examples = _of_locale(path, examples, locale)
     if version is not None:
-        # `read` turns whole numbers of required columns into texts.
-        examples = examples.filter(pc.field(flag[0]) == "1")
+        rows = examples[_ROW].to_numpy()
+        chosen = tables.to_bools(path, examples, flag[0], rows)
+        examples = examples.filter(pa.array(chosen, pa.bool_()))
         if not len(examples):
             raise ValueError(
                 f"{path} has no rows of {locale=} whose {flag[0]} is 1; try without "
                 "`version`"
             )
     rows = examples[_ROW].to_numpy()
-    judgements = tables.to_judgements(path, examples, rows, "esci_label")
+    labels = Labels()
+    judgements = tables.to_judgements(path, examples, rows, labels, "esci_label")
     split = dict.fromkeys(judgements.query, "train")
     if "split" in examples.column_names:
-        side, sides = tables.factorize(examples["split"])
-        for code, text in enumerate(sides):
-            if text not in ("", "train", "test"):
-                problem = f"{text!r} is not a split; expected train or test"
-                raise tables.fault(path, rows[side == code][0], "split", problem)
+        codes, names = tables.factorize(examples["split"])
+        for code, name in enumerate(names):
+            if name not in ("", "train", "test"):
+                problem = f"{name!r} is not a split; expected train or test"
+                raise tables.fault(path, rows[codes == code][0], "split", problem)
         tested = examples.filter(pc.field("split") == "test")["query"]
         split |= dict.fromkeys(tested.unique().to_pylist(), "test")
+    fully_judged = None
+    if "fully_judged" in examples.column_names:
+        whole = tables.to_bools(path, examples, "fully_judged", rows)
+        query, queries = tables.factorize(examples["query"])
+        counted = np.bincount(query, weights=np.array(whole, bool))
+        fully_judged = frozenset(queries[counted == np.bincount(query)])
 
     path = _find(Path(folder), "products")
     catalogue = tables.read(
         path,
         required=["product_id", "product_locale", "product_title"],
         optional=_COLUMNS.values(),
+        typed=["price"],
     )
     catalogue = _of_locale(path, catalogue, locale)
     if version is not None:
@@ -94,23 +109,7 @@ def load(
         catalogue = catalogue.filter(pc.field("product_id").isin(judged))
     rows = catalogue[_ROW].to_numpy()
     products = tables.to_products(path, catalogue, _COLUMNS, rows)
-    return Collection(products, split, judgements)
-
-
-def fully_judged(folder: str | os.PathLike[str], *, locale: str = "us") -> list[str]:
-    """The queries that carry their whole list of judged products, all labels.
-
-    Judged-only nDCG means something on these alone: elsewhere an extract knows only
-    some of the exact products. An extract marks them in the column `fully_judged`;
-    without it, as in the official release, every list is whole.
-    """
-    path = _find(Path(folder), "examples")
-    required = ["query", "product_locale"]
-    table = tables.read(path, required=required, optional=["fully_judged"])
-    table = _of_locale(path, table, locale)
-    if "fully_judged" in table.column_names:
-        table = table.filter(pc.field("fully_judged"))
-    return table["query"].unique().to_pylist()
+    return Collection(products, split, judgements, labels, fully_judged)
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -118,7 +117,10 @@ def _find(folder: Path, name: str) -> Path:
     for path in (folder / file for file in names):
         if path.exists():
             return path
-    raise FileNotFoundError(f"{folder} has neither {names[0]} nor {names[1]}")
+    raise FileNotFoundError(
+        f"{folder} has neither {names[0]} nor {names[1]}; expected the folder of the "
+        "ESCI release or of an extract"
+    )
 
 
 def _of_locale(path: Path, table: pa.Table, locale: str) -> pa.Table:

@@ -3,25 +3,30 @@
 Two queries for which the same products are relevant are likely to ask for the same
 thing ([MiniELM] arXiv:2501.18056, section 3.1). The pairs are the edges of a graph
 over queries; its connected components, never single pairs, are dealt out to
-training, validation and test, so that no query is on two sides.
+training, validation and test, so that no query is in two splits. Queries that differ
+in case, whitespace or Unicode form only are one query there: see `folded`.
 """
 
 import itertools
+import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import regex
 import scipy.sparse as sp
 from jaxtyping import Int
 from scipy.sparse.csgraph import connected_components
 
-from jaxqr.records import LABELS, Collection
+from jaxqr.data.tables import SPLITS
+from jaxqr.records import Collection
 
 Equivalent = Callable[[list[str], list[str]], np.ndarray]
 """Says for each i whether a[i] and b[i] ask for the same thing: bool [P]."""
 
-_SIDES = ("train", "validation", "test")  # in order of distance from training
+# Letters that show nothing: joiners, directions, soft hyphens, variation selectors.
+_INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
 
 
 class Statistics(NamedTuple):
@@ -35,13 +40,13 @@ class Statistics(NamedTuple):
     skipped_products: int  # relevant to more than max_degree queries
     shared_at_least: dict[int, int]  # query pairs that share >= n products
     candidates: int  # pairs that share >= k
-    copies: int  # candidates dropped: they differ in case or blanks only
+    copies: int  # candidates dropped: their folded queries are equal
     rejected: int  # candidates dropped by the equivalence filter
     verified: bool  # whether there was such a filter
     pairs: int  # kept
     components: int  # connected components of the kept pairs
     largest_component: int  # in queries
-    splits: dict[str, dict[str, int]]  # per side: pairs, queries, components
+    splits: dict[str, dict[str, int]]  # per split: pairs, queries, components
 
     def __str__(self) -> str:
         shared = ", ".join(f">= {n}: {c:,}" for n, c in self.shared_at_least.items())
@@ -57,9 +62,9 @@ class Statistics(NamedTuple):
             f"connected components            {self.components:>10,}"
             f"  (largest: {self.largest_component:,} queries)",
         ]
-        for side, counts in self.splits.items():
+        for name, counts in self.splits.items():
             lines.append(
-                f"  {side:<10} {counts['pairs']:>9,} pairs"
+                f"  {name:<10} {counts['pairs']:>9,} pairs"
                 f" {counts['queries']:>9,} queries"
                 f" {counts['components']:>9,} components"
             )
@@ -79,7 +84,7 @@ def query_pairs(
     collection: Collection,
     *,
     k: int = 2,
-    labels: tuple[str, ...] = ("E", "S"),
+    labels: tuple[str, ...] | None = None,
     max_degree: int = 100,
     equivalent: Equivalent | None = None,
     held_out: float = 0.2,
@@ -89,26 +94,26 @@ def query_pairs(
 
     With A [queries, products] the 0/1 matrix of relevance, A Aᵀ counts the shared
     products; it is formed as a sparse product, with memory linear in its entries.
-    Pairs that differ in case and blanks only are dropped.
+    Pairs of queries that are equal when `folded` are dropped.
 
     The split deals out connected components of the remaining pairs, where queries
-    that are equal up to case and blanks are one node:
+    that are equal when `folded` are one node:
 
-    - a component with an official test query, or one equal to it up to case and
-      blanks, is in `test`; else, one with an official validation query in
-      `validation`;
+    - a component with an official test query, or one that folds to the same, is in
+      `test`; else, one with an official validation query in `validation`;
     - the others, in random order, are held out while they fit into the share
       `held_out` of these others' pairs, and are in `train` from there on; a component
       too large for what is left of the share is in `train`, so one giant component
       cannot starve training;
     - held-out components go in turn to `test` and `validation`, to those of the two
       that the collection itself names no query for; if it names both, none is held
-      out. To split regardless of the official sides, replace `collection.split`.
+      out. To split regardless of the official splits, replace `collection.split`.
 
     Args:
-      collection: its judgements make the graph, its split the official sides.
+      collection: its judgements make the graph, its split the official splits.
       k: least number of shared products.
-      labels: which judgements count as relevant.
+      labels: which judgements count as relevant; by default those that the collection
+        calls relevant.
       max_degree: a product relevant to more queries than this ties everything to
         everything, and costs quadratic time; it is skipped, and counted.
       equivalent: keeps the candidates (a[i], b[i]) for which it returns True; called
@@ -133,8 +138,10 @@ def query_pairs(
             f"got {k=}, {max_degree=}, {held_out=}; expected k >= 1, max_degree >= 2 "
             "and 0 <= held_out < 1"
         )
-    if not labels or not set(labels) <= set(LABELS):
-        raise ValueError(f"got {labels=}; expected some of {LABELS}")
+    names = collection.labels.names
+    labels = collection.labels.relevant if labels is None else labels
+    if not labels or not set(labels) <= set(names):
+        raise ValueError(f"got {labels=}; expected some of this collection's, {names}")
     relevance, texts = _relevance(collection, labels)
     degree = np.bincount(relevance.indices)
     kept = relevance[:, degree <= max_degree]
@@ -168,19 +175,20 @@ def query_pairs(
     dealt = np.zeros(nodes, int)
     np.maximum.at(dealt, component, rank)
     named = set(collection.split.values())
-    open_sides = [i for i in (2, 1) if _SIDES[i] not in named]
+    open_splits = [i for i in (2, 1) if SPLITS[i] not in named]
     sizes = np.bincount(component[fold[a]], minlength=nodes)
-    _hold_out(dealt, sizes, open_sides, held_out, seed)
-    side = dealt[component[fold[a]]]
+    _hold_out(dealt, sizes, open_splits, held_out, seed)
+    split = dealt[component[fold[a]]]
 
-    sides, counts = [], {}
-    for code, name in enumerate(_SIDES):
-        forth = list(zip(texts[a[side == code]], texts[b[side == code]], strict=True))
-        sides.append([pair for q, r in forth for pair in ((q, r), (r, q))])
+    dealt_pairs, counts = [], {}
+    for code, name in enumerate(SPLITS):
+        inside = split == code
+        forth = list(zip(texts[a[inside]], texts[b[inside]], strict=True))
+        dealt_pairs.append([pair for q, r in forth for pair in ((q, r), (r, q))])
         counts[name] = {
             "pairs": len(forth),
-            "queries": len({query for query, _ in sides[-1]}),
-            "components": len(np.unique(component[fold[a[side == code]]])),
+            "queries": len({query for query, _ in dealt_pairs[-1]}),
+            "components": len(np.unique(component[fold[a[inside]]])),
         }
     used = np.unique(np.concatenate([a, b]))
     statistics = Statistics(
@@ -199,47 +207,60 @@ def query_pairs(
         largest_component=int(np.bincount(component[fold[used]]).max(initial=0)),
         splits=counts,
     )
-    train, validation, test = sides
+    train, validation, test = dealt_pairs
     pairs = QueryPairs(train, validation, test, statistics)
     check_leaks(pairs, collection)
     return pairs
 
 
 def check_leaks(pairs: QueryPairs, collection: Collection) -> None:
-    """Raises if a query, up to case and blanks, is on two sides, or on a wrong one.
+    """Raises if a `folded` query is in two splits, or in a wrong one.
 
-    Wrong is a side nearer to training than its official one. `query_pairs` calls this
+    Wrong is a split nearer to training than its official one. `query_pairs` calls this
     on its own result; call it again after changing pairs.
 
     Raises:
-      ValueError: names a leaked query and its sides.
+      ValueError: names a leaked query and its splits.
     """
     official = _official(collection)
     seen: dict[str, str] = {}
-    for rank, side in enumerate(_SIDES):
-        for query in {folded(query) for pair in getattr(pairs, side) for query in pair}:
-            if seen.setdefault(query, side) != side:
-                raise ValueError(f"{query!r} is in {side} and in {seen[query]}")
+    for rank, name in enumerate(SPLITS):
+        for query in {folded(query) for pair in getattr(pairs, name) for query in pair}:
+            if seen.setdefault(query, name) != name:
+                raise ValueError(
+                    f"{query!r} is in {name} and in {seen[query]}; remove its pairs "
+                    "from one of them"
+                )
             if official.get(query, 0) > rank:
-                expected = _SIDES[official[query]]
-                raise ValueError(f"{query!r} is in {side}, officially in {expected}")
+                expected = SPLITS[official[query]]
+                raise ValueError(
+                    f"{query!r} is in {name}, officially in {expected}; remove its "
+                    f"pairs from {name}"
+                )
 
 
 def folded(query: str) -> str:
-    """The query without case and superfluous blanks.
+    """The query without what shoppers do not see or mean: one text for all its forms.
 
-    >>> folded("  Red   SHOES ")
-    'red shoes'
+    Case, whitespace of any kind around and between words, invisible characters
+    (zero-width joiners, soft hyphens, variation selectors) and the choice between
+    composed and decomposed accents are undone: the canonical caseless matching of the
+    Unicode Standard (section 3.13, D145), composed again. Compatibility characters
+    stay: with them, "m²" would become "m2" and "½" the same as "1⁄2".
+
+    >>> folded("  Red   SHOES "), folded("cafe\u0301") == folded("CAF\u00c9")
+    ('red shoes', True)
     """
-    return " ".join(query.casefold().split())
+    text = unicodedata.normalize("NFD", _INVISIBLE.sub("", query)).casefold()
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def _official(collection: Collection) -> dict[str, int]:
-    """Folded query -> the furthest of its official sides, an index of `_SIDES`."""
+    """Folded query -> the furthest of its official splits, an index of `SPLITS`."""
     official: dict[str, int] = {}
-    for query, side in collection.split.items():
+    for query, name in collection.split.items():
         text = folded(query)
-        official[text] = max(official.get(text, 0), _SIDES.index(side))
+        official[text] = max(official.get(text, 0), SPLITS.index(name))
     return official
 
 
@@ -262,23 +283,23 @@ def _relevance(
 def _hold_out(
     dealt: Int[np.ndarray, " W"],
     sizes: Int[np.ndarray, " W"],
-    open_sides: list[int],
+    open_splits: list[int],
     held_out: float,
     seed: int,
 ) -> None:
-    """Moves components from training to the open sides in turn, in place.
+    """Moves components from training to the open splits in turn, in place.
 
     Args:
-      dealt: side of each component, an index of `_SIDES`.
+      dealt: split of each component, an index of `SPLITS`.
       sizes: pairs of each component.
-      open_sides: where to move them.
+      open_splits: where to move them.
       held_out: share of training's pairs to move.
       seed: of the order.
     """
     free = np.flatnonzero((dealt == 0) & (sizes > 0))
     budget = held_out * sizes[free].sum()
-    turns = itertools.cycle(open_sides)
+    turns = itertools.cycle(open_splits)
     for component in np.random.default_rng(seed).permutation(free):
-        if open_sides and sizes[component] <= budget:
+        if open_splits and sizes[component] <= budget:
             dealt[component] = next(turns)
             budget -= sizes[component]

@@ -1,0 +1,228 @@
+"""Rows to records: products, judgements, splits and labels, every row checked."""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int
+
+from jaxqr.data.tables.columns import factorize, fault, to_bools, to_numbers
+from jaxqr.data.tables.files import data_rows
+from jaxqr.records import Judgements, Labels, Product
+
+COLUMNS = {field: field for field in Product._fields} | {"id": "product_id"}
+"""Column of the `products` table for each field of `Product`."""
+
+SPLITS = ("train", "validation", "test")
+"""In order of distance from training."""
+
+RELEVANT_GAIN = 0.1
+"""Labels of at least this gain are relevant unless their table says otherwise."""
+
+
+def to_products(
+    path: Path,
+    table: pa.Table,
+    columns: Mapping[str, str],
+    rows: Int[np.ndarray, " R"],
+) -> dict[str, Product]:
+    """Turns a table into products; absent columns and nulls are empty texts.
+
+    Args:
+      path: named in errors, as are the columns.
+      table: one row per product.
+      columns: column of the table for each field of `Product`.
+      rows: row numbers in the file, for errors.
+
+    Raises:
+      ValueError: an id is empty or occurs twice, or a price is not a number >= 0.
+    """
+    fields = []
+    for field in Product._fields:
+        name = columns[field]
+        if name not in table.column_names:
+            fields.append([None if field == "price" else ""] * len(table))
+        elif field == "price":
+            fields.append(to_numbers(path, table, name, rows))
+        else:
+            fields.append(table[name].fill_null("").to_pylist())
+    products: dict[str, Product] = {}
+    for row, values in zip(rows, zip(*fields, strict=True), strict=True):
+        product = Product._make(values)
+        if problem := _unusable(product.id):
+            raise fault(path, row, columns["id"], problem)
+        if product.id in products:
+            problem = f"{product.id!r} occurs a second time; keep one row per product"
+            raise fault(path, row, columns["id"], problem)
+        products[product.id] = product
+    return products
+
+
+def to_judgements(
+    path: Path,
+    table: pa.Table,
+    rows: Int[np.ndarray, " R"],
+    labels: Labels,
+    label_column: str = "label",
+) -> Judgements:
+    """Checks the columns `query`, `product_id` and a label, and drops repetitions.
+
+    Works on whole columns; equal texts share one string object, so that millions of
+    rows stay small.
+
+    Args:
+      path: named in errors.
+      table: one row per judgement.
+      rows: row numbers in the file, for errors.
+      labels: the labels that there are.
+      label_column: which column has them.
+
+    Raises:
+      ValueError: an empty query or id, an unknown label, or two labels for one
+        (query, product).
+    """
+    query, queries = factorize(table["query"])
+    product, ids = factorize(table["product_id"])
+    label, names = factorize(table[label_column])
+    for column, codes, texts in (
+        ("query", query, queries),
+        ("product_id", product, ids),
+    ):
+        for code, text in enumerate(texts):
+            if problem := _unusable(text):
+                raise fault(path, rows[np.argmax(codes == code)], column, problem)
+    for code, text in enumerate(names):
+        if text not in labels.names:
+            problem = (
+                f"{text!r} is not a label; expected one of {', '.join(labels.names)}"
+            )
+            raise fault(path, rows[np.argmax(label == code)], label_column, problem)
+    pair = query.astype(np.int64) * len(ids) + product
+    _, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
+    conflict = label != label[first][inverse]
+    if conflict.any():
+        at = int(np.argmax(conflict))
+        before = int(first[inverse[at]])
+        problem = (
+            f"{names[label[at]]!r} for query {queries[query[at]]!r} and product "
+            f"{ids[product[at]]!r}, which row {rows[before]} labels "
+            f"{names[label[before]]!r}; keep one of the two"
+        )
+        raise fault(path, rows[at], label_column, problem)
+    first.sort()
+    return Judgements(
+        queries[query[first]], ids[product[first]], names.astype(str)[label[first]]
+    )
+
+
+def to_split(
+    path: Path, table: pa.Table
+) -> tuple[dict[str, str], frozenset[str] | None]:
+    """The split of every query, and which queries are fully judged (None: not told).
+
+    Raises:
+      ValueError: a query is empty or occurs twice, a split is none of `SPLITS`, or a
+        value of `fully_judged` is no bool.
+    """
+    queries = table["query"].to_pylist()
+    names: list[str | None] = [None] * len(table)
+    if "split" in table.column_names:
+        names = table["split"].to_pylist()
+    split: dict[str, str] = {}
+    for row, (query, name) in enumerate(zip(queries, names, strict=True), start=1):
+        if problem := _unusable(query or ""):
+            raise fault(path, row, "query", problem)
+        if query in split:
+            problem = f"{query!r} occurs a second time; keep one row per query"
+            raise fault(path, row, "query", problem)
+        if name not in (None, "", *SPLITS):
+            expected = ", ".join(SPLITS)
+            problem = f"{name!r} is not a split; expected {expected}, or nothing"
+            raise fault(path, row, "split", problem)
+        split[query] = name or "train"
+    if "fully_judged" not in table.column_names:
+        return split, None
+    fully = to_bools(path, table, "fully_judged", data_rows(table))
+    return split, frozenset(q for q, whole in zip(queries, fully, strict=True) if whole)
+
+
+def to_labels(path: Path, table: pa.Table) -> Labels:
+    """The labels of a collection, the best first.
+
+    Raises:
+      ValueError: a label is empty or occurs twice, a gain is missing, not in [0, 1]
+        or larger than that of the label above it, or no label is relevant.
+    """
+    rows = data_rows(table)
+    names = table["label"].fill_null("").to_pylist()
+    gains = to_numbers(path, table, "gain", rows, highest=1.0)
+    relevant: list[bool | None] = [None] * len(table)
+    if "relevant" in table.column_names:
+        relevant = to_bools(path, table, "relevant", rows)
+    checked: list[float] = []
+    for row, name, gain in zip(rows, names, gains, strict=True):
+        if problem := _unusable(name):
+            raise fault(path, row, "label", problem)
+        if name in names[: row - 1]:
+            problem = f"{name!r} occurs a second time; keep one row per label"
+            raise fault(path, row, "label", problem)
+        if gain is None:
+            raise fault(path, row, "gain", "empty; every label needs a gain in [0, 1]")
+        if checked and gain > checked[-1]:
+            problem = (
+                f"{gain:g} for {name!r} exceeds the gain of the label above it, "
+                f"{checked[-1]:g}; list the best label first"
+            )
+            raise fault(path, row, "gain", problem)
+        checked.append(gain)
+    chosen = tuple(
+        name
+        for name, gain, told in zip(names, checked, relevant, strict=True)
+        if (gain >= RELEVANT_GAIN if told is None else told)
+    )
+    if not chosen:
+        raise ValueError(
+            f"{path} has no relevant label; give one a gain of at least "
+            f"{RELEVANT_GAIN}, or set `relevant` to true"
+        )
+    return Labels(tuple(names), tuple(checked), chosen)
+
+
+def require_known(
+    path: Path, table: pa.Table, column: str, known: Mapping[str, object], remedy: str
+) -> None:
+    """Raises for the first text of a column that is not among the known ones.
+
+    Raises:
+      ValueError: names the row, and a known text that looks the same.
+    """
+    codes, texts = factorize(table[column])
+    for code, text in enumerate(texts):
+        if text not in known:
+            near = {_look(other): other for other in known}.get(_look(text))
+            if near is not None:
+                remedy = (
+                    f"it differs from {near!a} in case, spaces or Unicode form only; "
+                    "write both the same way"
+                )
+            shown = repr(text) if near is None or text.isascii() else ascii(text)
+            row = int(np.argmax(codes == code)) + 1
+            raise fault(path, row, column, f"{shown} is unknown; {remedy}")
+
+
+def _unusable(text: str) -> str:
+    """What is wrong with an id, a query or a label, if anything is."""
+    if not text.strip():
+        return "empty; fill it in or drop the row"
+    if "\0" in text:
+        return f"{text!r} has a NUL byte; remove it"
+    return ""
+
+
+def _look(text: str) -> str:
+    """What a text looks like, for hints: ids that pandas made floats of, too."""
+    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return re.sub(r"(?<=\d)\.0$", "", text)
