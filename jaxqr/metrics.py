@@ -125,7 +125,7 @@ def bert_score(
     """Greedy matching of contextual token embeddings by cosine similarity.
 
     Precision is the mean, over the candidate's tokens, of the similarity to the
-    nearest reference token; recall the same with the sides exchanged; F1 their
+    nearest reference token; recall the same with the two exchanged; F1 their
     harmonic mean. No idf weights, no rescaling. A text without tokens scores 0, and F1
     is 0 where precision and recall do not sum to more than 0. Zhang et al. 2020,
     section 3.

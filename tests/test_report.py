@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -600,7 +601,7 @@ def test_examples_show_evenly_spaced_steps(html):
     rewards = ["0.00", "0.20", "0.40", "0.60", "0.80", "1.00"]
     texts = [f"red shoes at {n} {r}" for n, r in zip("000111", rewards, strict=True)]
     assert shoes[1:] == texts
-    kinds = re.findall(r'<span class="(same|new)">red shoes at', html)
+    kinds = re.findall(r'<span class="(same|new)" dir="auto">red shoes at', html)
     assert kinds == ["new", "same", "same", "new", "same", "same"]
 
 
@@ -770,6 +771,21 @@ def test_further_fields_are_ignored(tmp_path, html):
     summary = make_summary() | {"later": {"x": 1}}
     summary["relevance"]["rows"][0]["nll"] = 0.7
     assert written(tmp_path, summary).read_text() == html
+
+
+def test_the_templates_are_package_data():
+    root = Path(__file__).parent.parent
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"][
+        "setuptools"
+    ]
+    folder = root / "jaxqr" / "report"
+    packed = {
+        path
+        for pattern in settings["package-data"]["jaxqr.report"]
+        for path in folder.glob(pattern)
+    }
+    assert {p for p in folder.rglob("*") if p.suffix in (".j2", ".css")} == packed
+    assert len(packed) > len(page.SECTIONS)
 
 
 def test_importing_it_is_cheap():
