@@ -2,9 +2,11 @@
 
 Everything is numpy, in float64. A metric of texts or rankings returns one number per
 row, [Q], so that the caller decides what to average and how to resample it:
-`bootstrap_interval(rouge_l(predictions, references))`.
+`bootstrap_interval(rouge_l(predictions, references))`. scikit-learn and scipy.stats
+take longer to import than all the rest, so the functions that need them import them.
 """
 
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
@@ -22,16 +24,21 @@ _DRAWS = 1 << 20  # indices a bootstrap holds at once: 8 MiB
 def exact_match(
     predictions: Sequence[str], references: Sequence[str]
 ) -> Float[np.ndarray, " Q"]:
-    """1.0 where two texts agree up to case and white space, else 0.0.
+    r"""1.0 where two texts agree up to case and whitespace, else 0.0.
+
+    Canonically equivalent texts (composed and decomposed accents, Hangul syllables and
+    their jamo) are one text: both are compared in Unicode's form NFC.
 
     Raises:
         ValueError: the two differ in length.
 
     >>> exact_match(["USB  cable ", "usb cables"], ["usb cable", "usb cable"])
     array([1., 0.])
+    >>> exact_match(["cafe\u0301"], ["Caf\u00e9"])
+    array([1.])
     """
     return _per_pair(
-        lambda a, b: float(a.lower().split() == b.lower().split()),
+        lambda a, b: float(_canonical(a).split() == _canonical(b).split()),
         predictions,
         references,
     )
@@ -44,9 +51,9 @@ def rouge_l(
 
     `2 P R / (P + R)` with `P = LCS / words of the prediction` and `R = LCS / words of
     the reference`; 0 where either has no words. Words are lower-cased maximal runs of
-    letters, marks and numbers, cut further at Unicode word boundaries (UAX 29), which
-    gives Han and Hiragana one word per character. No stemming. On ASCII text this is
-    Google's `rouge_score`, whose [a-z0-9] sees nothing in other scripts.
+    letters, marks and numbers in the form NFC, cut further at Unicode word boundaries
+    (UAX 29), which gives Han and Hiragana one word per character. No stemming. On ASCII
+    text this is Google's `rouge_score`, whose [a-z0-9] sees nothing in other scripts.
     Lin 2004, section 3.1, with beta 1.
 
     Raises:
@@ -65,7 +72,16 @@ def rouge_l(
 
 
 def _words(text: str) -> list[str]:
-    return [piece for piece in _PIECES.split(text.lower()) if piece]
+    return [piece for piece in _PIECES.split(_canonical(text)) if piece]
+
+
+def _canonical(text: str) -> str:
+    """Lower case in NFC, the same for all canonically equivalent spellings.
+
+    Normalized again at the end, since lower case may compose where upper case does
+    not: J and a caron are two code points, their lower case has one of its own.
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
 
 
 def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
@@ -109,7 +125,7 @@ def bert_score(
     """Greedy matching of contextual token embeddings by cosine similarity.
 
     Precision is the mean, over the candidate's tokens, of the similarity to the
-    nearest reference token; recall the same with the sides exchanged; F1 their
+    nearest reference token; recall the same with the two exchanged; F1 their
     harmonic mean. No idf weights, no rescaling. A text without tokens scores 0, and F1
     is 0 where precision and recall do not sum to more than 0. Zhang et al. 2020,
     section 3.
@@ -189,16 +205,31 @@ def _dcg(gains: Real[np.ndarray, "Q M"], k: int) -> Float[np.ndarray, " Q"]:
 def macro_f1(
     predicted: Int[np.ndarray, " R"], labels: Int[np.ndarray, " R"], classes: int
 ) -> float:
-    """Mean over classes of F1, `2 TP / (2 TP + FP + FN)`; 0 for a class never met.
+    """Mean over all `classes` of F1, `2 TP / (2 TP + FP + FN)`.
 
-    >>> import numpy as np
+    A class that is neither predicted nor a label counts as 0; scikit-learn's
+    `f1_score(average="macro")` leaves it out unless it is told the classes, as here.
+
+    Raises:
+        ValueError: the two differ in length, are empty, or hold a class that is not
+            in `0..classes - 1`.
+
     >>> macro_f1(np.array([0, 0, 1]), np.array([0, 1, 1]), 2)
     0.6666666666666666
     """
-    matrix = np.zeros((classes, classes))
-    np.add.at(matrix, (labels, predicted), 1)
-    met = matrix.sum(axis=0) + matrix.sum(axis=1)
-    return float(np.mean(2 * matrix.diagonal() / np.maximum(met, 1)))
+    from sklearn.metrics import f1_score
+
+    _check_paired(predicted=len(predicted), labels=len(labels))
+    _check_classes("macro_f1", np.concatenate([predicted, labels]), classes)
+    return float(
+        f1_score(
+            labels,
+            predicted,
+            labels=np.arange(classes),
+            average="macro",
+            zero_division=0.0,  # pyright: ignore[reportArgumentType]
+        )
+    )
 
 
 def pr_auc_micro(
@@ -212,34 +243,37 @@ def pr_auc_micro(
     interpolated. scikit-learn's `average_precision_score(average="micro")`.
 
     Raises:
-        ValueError: the two differ in length, are empty, or a label is no column.
+        ValueError: the two differ in length, are empty, a label is no column, or a
+            probability is NaN or infinite.
 
     >>> pr_auc_micro(np.array([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 1]))
     0.8333333333333333
     """
+    from sklearn.metrics import average_precision_score
+
     _check_paired(probabilities=len(probabilities), labels=len(labels))
-    rows, classes = probabilities.shape
-    if rows == 0:
-        raise ValueError("pr_auc_micro got no rows; it needs 1 or more.")
-    if labels.min() < 0 or labels.max() >= classes:
+    classes = probabilities.shape[1]
+    _check_classes("pr_auc_micro", labels, classes)
+    truth = labels[:, None] == np.arange(classes)
+    return float(average_precision_score(truth.ravel(), probabilities.ravel()))
+
+
+def _check_classes(metric: str, given: np.ndarray, classes: int) -> None:
+    if given.size == 0:
+        raise ValueError(f"{metric} got no rows; it needs 1 or more.")
+    if given.min() < 0 or given.max() >= classes:
         raise ValueError(
-            f"Labels run from {labels.min()} to {labels.max()}; with "
-            f"{classes} columns of probabilities they must lie in 0..{classes - 1}."
+            f"{metric} got classes from {given.min()} to {given.max()}; of {classes} "
+            f"classes they must lie in 0..{classes - 1}."
         )
-    order = np.argsort(-probabilities, axis=None, kind="stable")
-    hits = (labels[:, None] == np.arange(classes)).ravel()[order]
-    ranked = probabilities.ravel()[order]
-    last_of_tie = np.append(ranked[1:] != ranked[:-1], True)
-    found = np.cumsum(hits)[last_of_tie]
-    decided = np.flatnonzero(last_of_tie) + 1
-    return float(np.sum(np.diff(found, prepend=0) * found / decided) / rows)
 
 
 def product_coverage(lists: Iterable[Iterable[str]], relevant: Collection[str]) -> int:
     """Number of distinct relevant products that a query's reformulations return.
 
-    Repeated reformulations and empty lists add nothing. What counts as relevant is
-    the caller's to say, and to print beside the number. MiniELM, section 4.2.2.
+    Repeated reformulations and empty lists add nothing. Ids are compared as they are.
+    What counts as relevant is the caller's to say, and to print with the number.
+    MiniELM, section 4.2.2.
 
     Args:
         lists: product ids per reformulation, cut to the top k; "" is padding. One
@@ -314,21 +348,22 @@ def bootstrap_interval(
     """Percentile bootstrap interval of a mean over independent rows.
 
     `resamples` times draw Q rows with replacement and average; the bounds are the
-    (1 - level) / 2 and (1 + level) / 2 quantiles. Two calls with one seed agree. Rows
-    must be independent: pass one number per query, not one per product. Efron 1979.
+    (1 - level) / 2 and (1 + level) / 2 quantiles: `scipy.stats.bootstrap` with
+    `method="percentile"`, which unlike this refuses a single row. Two calls with one
+    seed agree. Rows must be independent: pass one number per query, not one per
+    product. Efron 1979.
 
     Raises:
         ValueError: there are no values, one of them is not finite, `level` is not
-            between 0 and 1, or `resamples` is below 1.
+            between 0 and 1, or `resamples` is below 2.
 
     >>> interval = bootstrap_interval(np.array([0.0, 1.0, 1.0, 0.0, 1.0]))
     >>> interval.mean, interval.low, interval.high
     (0.6, 0.2, 1.0)
     """
     values = values.astype(np.float64)
-    means = _resampled_means(values, level, resamples, seed)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values.mean()), float(low), float(high))
+    low, high, _ = _bootstrap(values, level, resamples, seed)
+    return Interval(float(values.mean()), low, high)
 
 
 def paired_bootstrap(
@@ -353,34 +388,42 @@ def paired_bootstrap(
     """
     _check_paired(before=len(before), after=len(after))
     difference = np.subtract(after, before, dtype=np.float64)
-    means = _resampled_means(difference, level, resamples, seed)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high, means = _bootstrap(difference, level, resamples, seed)
     return PairedInterval(
-        float(difference.mean()), float(low), float(high), float(np.mean(means <= 0))
+        float(difference.mean()), low, high, float(np.mean(means <= 0))
     )
 
 
-def _resampled_means(
+def _bootstrap(
     values: Float[np.ndarray, " Q"], level: float, resamples: int, seed: int
-) -> Float[np.ndarray, " resamples"]:
+) -> tuple[float, float, Float[np.ndarray, " resamples"]]:
+    """The bounds of the interval, and the mean of every resample."""
+    from scipy import stats
+
     if not (values.size and np.isfinite(values).all()):
         raise ValueError(
             f"{np.count_nonzero(np.isfinite(values))} of {values.size} values are "
             "finite; the bootstrap needs 1 or more, all finite. Drop invalid rows."
         )
-    if not 0 < level < 1 or resamples < 1:
+    if not 0 < level < 1 or resamples < 2:
         raise ValueError(
             f"level is {level} and resamples is {resamples}; level must lie between "
-            "0 and 1 (0.95 is usual), resamples must be 1 or more."
+            "0 and 1 (0.95 is usual), resamples must be 2 or more."
         )
-    rng = np.random.default_rng(seed)
-    rows = max(_DRAWS // values.size, 1)
-    means = np.empty(resamples)
-    for start in range(0, resamples, rows):
-        block = means[start : start + rows]
-        drawn = rng.integers(values.size, size=(len(block), values.size))
-        values[drawn].mean(axis=1, out=block)
-    return means
+    if values.size == 1:
+        values = values.repeat(2)  # the same means, of the two rows that scipy wants
+    result = stats.bootstrap(
+        (values,),
+        np.mean,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(_DRAWS // values.size, 1),
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = result.confidence_interval
+    return float(low), float(high), result.bootstrap_distribution
 
 
 def _check_paired(**lengths: int) -> None:

@@ -2,6 +2,10 @@
 
 import itertools
 import math
+import re
+import subprocess
+import sys
+import unicodedata
 
 import jaxtyping
 import numpy as np
@@ -48,6 +52,58 @@ def test_rouge_l_by_hand(prediction, reference, expected):
     forward = metrics.rouge_l([prediction], [reference])
     assert forward == pytest.approx([expected])
     assert metrics.rouge_l([reference], [prediction]) == pytest.approx(forward)
+
+
+SPELLINGS = [  # texts with marks; the metrics must not see how they are encoded
+    "Café crème brûlée",
+    "Nguyễn giày đỏ cỡ lớn, thuật tuệ",  # two marks on one letter
+    "한국어 무선 이어폰",  # syllables, which decompose into jamo
+    "スカート ピンク ガラス",  # voiced Kana
+    "ǰ ΐ ᾳ",  # composed in lower case, not in upper case
+    "İstanbul Ǆ Ω Å",  # upper case of its own, and what NFC replaces
+    "q\u0323\u0307 s\u0323\u0307",  # the first has no composed form
+    "\u0958\u0932\u092e",  # a letter with a dot, never composed in NFC
+    "\ufb2a\u05dc\u05d5\u05dd",  # a letter's presentation form, likewise
+]
+
+
+@pytest.mark.parametrize("text", SPELLINGS)
+@pytest.mark.parametrize("change", [str, str.lower, str.upper])
+def test_equivalent_encodings_are_one_text(text, change):
+    def shuffled(decomposed):
+        """Marks of different classes in another order, which is the same text."""
+        return re.sub("\u0323(\u0307|\u0302)", "\\1\u0323", decomposed)
+
+    text = change(text)
+    composed = unicodedata.normalize("NFC", text)
+    decomposed = unicodedata.normalize("NFD", text)
+    forms = [text, composed, decomposed, shuffled(decomposed)]
+    assert len({*forms}) > 1
+    for a, b in itertools.product(forms, repeat=2):
+        assert metrics.exact_match([a], [b]) == [1]
+        assert metrics.rouge_l([a], [b]) == [1]
+        assert metrics.rouge_l([f"{a} x"], [b]) == metrics.rouge_l([f"{a} x"], [a])
+
+
+def test_every_character_equals_its_decomposition():
+    characters = [chr(c) for c in range(0x20000) if not 0xD800 <= c < 0xE000]
+    decomposed = [unicodedata.normalize("NFD", c) for c in characters]
+    assert metrics.exact_match(characters, decomposed).all()
+    cased = [c.upper() for c in characters if unicodedata.normalize("NFD", c) != c]
+    decomposed = [unicodedata.normalize("NFD", c) for c in cased]
+    assert metrics.exact_match(cased, decomposed).all()
+
+
+def test_accents_and_compatibility_forms_still_differ():
+    left = ["cafe", "Ω", "ﬁ", "㎝", "đ", "ｱ"]
+    right = ["café", "O", "fi", "cm", "d", "ア"]
+    assert not metrics.exact_match(left, right).any()
+    assert not metrics.rouge_l(left, right).any()
+
+
+def test_a_lone_surrogate_is_a_character_like_others():
+    assert metrics.exact_match(["caf\ud800"], ["caf\ud800"]) == [1]
+    assert metrics.exact_match(["caf\ud800"], ["caf"]) == [0]
 
 
 def longest_common(a, b):
@@ -174,6 +230,19 @@ def test_macro_f1_by_hand():
     assert metrics.macro_f1(predicted, labels, 4) == pytest.approx(expected)
 
 
+def test_macro_f1_by_definition():
+    rng = np.random.default_rng(5)
+    predicted, labels = rng.integers(0, 4, (2, 200))
+    f1 = []
+    for c in range(6):  # classes 4 and 5 are never met
+        right = np.sum((predicted == c) & (labels == c))
+        p, r = right / max(sum(predicted == c), 1), right / max(sum(labels == c), 1)
+        f1.append(2 * p * r / (p + r) if p + r else 0.0)
+    assert metrics.macro_f1(predicted, labels, 6) == pytest.approx(np.mean(f1))
+    assert metrics.macro_f1(labels, labels, 4) == 1
+    assert metrics.macro_f1(labels, (labels + 1) % 4, 4) == 0
+
+
 def test_product_coverage_counts_distinct_relevant_products():
     lists = np.array([["a", "b", ""], ["b", "c", "d"], ["b", "c", "d"]])
     assert metrics.product_coverage(lists, {"a", "c", "x"}) == 2
@@ -235,6 +304,14 @@ def test_bootstrap_depends_on_the_seed_and_not_on_the_blocks(monkeypatch):
         assert metrics.bootstrap_interval(values, resamples=101) == one
 
 
+def test_bootstrap_draws_rows_as_the_seed_says():
+    values = np.random.default_rng(6).normal(size=20)
+    rows = np.random.default_rng(9).integers(20, size=(500, 20))
+    low, high = np.quantile(values[rows].mean(axis=1), [0.1, 0.9])
+    interval = metrics.bootstrap_interval(values, level=0.8, resamples=500, seed=9)
+    assert interval == pytest.approx((values.mean(), low, high))
+
+
 def test_bootstrap_of_constants_and_single_rows_has_no_width():
     constant = metrics.bootstrap_interval(np.full(7, 0.25))
     single = metrics.bootstrap_interval(np.array([0.25], np.float32))
@@ -277,6 +354,7 @@ def test_paired_bootstrap_counts_the_resamples_that_do_not_improve():
         (metrics.bert_score, [np.ones((1, 2))], []),
         (metrics.ndcg, np.ones((2, 3)), np.ones((1, 3))),
         (metrics.pr_auc_micro, np.ones((2, 3)), np.array([0])),
+        (lambda a, b: metrics.macro_f1(a, b, 2), np.array([0]), np.array([0, 1])),
         (metrics.diversity, np.full((1, 2), "a"), np.full((2, 2), "a")),
         (metrics.paired_bootstrap, np.ones(2), np.ones(1)),
     ],
@@ -297,9 +375,27 @@ def test_what_has_no_value_is_refused():
     for label in (-1, 2):
         with pytest.raises(ValueError, match=r"must lie in 0\.\.1"):
             metrics.pr_auc_micro(np.ones((1, 2)), np.array([label]))
+    with pytest.raises(ValueError, match="macro_f1 got no rows"):
+        metrics.macro_f1(np.zeros(0, int), np.zeros(0, int), 2)
+    for pair in ([0, 1], [0, -1]), ([2, 1], [0, 1]), ([0, 1], [0, 2]):
+        with pytest.raises(ValueError, match=r"must lie in 0\.\.1"):
+            metrics.macro_f1(*map(np.array, pair), 2)
+    with pytest.raises(ValueError, match="NaN"):
+        metrics.pr_auc_micro(np.array([[np.nan, 1.0]]), np.array([0]))
     for values in (np.zeros(0), np.array([1.0, np.nan])):
         with pytest.raises(ValueError, match="Drop invalid rows"):
             metrics.bootstrap_interval(values)
-    for wrong in ({"level": 1.0}, {"level": 0.0}, {"resamples": 0}):
+    for wrong in ({"level": 1.0}, {"level": 0.0}, {"resamples": 1}):
         with pytest.raises(ValueError, match="level must lie between"):
             metrics.paired_bootstrap(np.ones(2), np.ones(2), **wrong)
+
+
+def test_importing_it_takes_no_statistics_library():
+    code = (
+        "import sys, jaxqr.metrics;"
+        "print({'sklearn', 'scipy', 'pandas', 'jax'} & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"

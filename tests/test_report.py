@@ -5,13 +5,15 @@ import math
 import re
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxqr import report
-from jaxqr.report import figures, page, sections
+from jaxqr.report import figures, page, schema, tables
 from jaxqr.report.verdict import verdict
 
 COPY, BEFORE, AFTER = "copy the query", "before (distill)", "after online DPO"
@@ -42,6 +44,11 @@ def difference(metric, than, low, high):
     }
 
 
+def undefined(metric, than):
+    unknown = dict.fromkeys(("difference", "low", "high"))
+    return {"metric": metric, "system": AFTER, "than": than} | unknown
+
+
 def make_summary() -> dict:
     names = list(SYSTEMS)
     return {
@@ -54,6 +61,11 @@ def make_summary() -> dict:
             "version": "0.1.0",
             "seed": 7,
             "command": "python -m experiments.pipeline quickstart",
+            "labels": [
+                {"name": "Exact", "gain": 1.0},
+                {"name": "Partial", "gain": 0.5},
+                {"name": "Irrelevant", "gain": 0},
+            ],
         },
         "pairs": {
             "queries": 2000,
@@ -109,23 +121,30 @@ def make_summary() -> dict:
         },
         "online": {
             "queries": 214,
+            "split": "test",
             "k": 20,
             "updates": 1000,
             "metrics": names,
+            "counts": dict.fromkeys(names, 214) | {"ndcg": 115, "true_gain": 0},
+            "failed": {COPY: 0.0, BEFORE: 0.0, AFTER: 0.0},
             "rows": [
                 {"system": system, "empty": 0.0, "no_results": 0.25 * i}
-                | {"copies": [1.0, 0.11, 0.0625][i], "length": 5.0 + i}
+                | {"copy": [1.0, 0.11, 0.0625][i], "length": 5.0 + i}
                 | {name: SYSTEMS[name][i] for name in names}
                 for i, system in enumerate((COPY, BEFORE, AFTER))
             ],
             "differences": [
                 *(difference(n, BEFORE, 0.0412, 0.0766) for n in names[:-1]),
                 *(difference(n, COPY, 0.0093, 0.0487) for n in names[:-1]),
+                *(undefined("true_gain", than) for than in (BEFORE, COPY)),
             ],
         },
+        "curves_split": "validation",
         "curves": [
             dict.fromkeys((*names[:-1], "kl", "entropy"), 0.3 + step / 500)
-            | {"step": step, "length": 3.0}
+            | dict.fromkeys(("guard_click", "guard_add_to_cart"), 0.2)
+            | dict.fromkeys(("copy", "no_results", "empty", "failed"), 0.0)
+            | {"step": step, "length": 3.0, "tokens": 4.0}
             for step in range(0, 101, 10)
         ],
         "training": [
@@ -226,7 +245,7 @@ def test_tables_hold_every_value(html):
         "+0.029 0.009 to 0.049 ▲",
     ]
     labels = ["Reward", "Relevance", "Diversity", "Click", "Purchase"]
-    for label in [*labels, "Add to cart", "Guard purchase", "Judged nDCG"]:
+    for label in [*labels, "Add to cart", "Guard purchase", "Judged nDCG (115)"]:
         assert len(rows[label]) == 5
     assert "True gain" not in rows
     assert "Not defined in this run: True gain" in html
@@ -261,34 +280,66 @@ def test_marks_colour_what_is_better_and_not_what_is_higher(html, row, kind, sig
 )
 def test_an_interval_counts_only_beyond_zero(images, low, high, sign):
     summary = make_summary()
-    summary["online"]["differences"] = [difference("click", COPY, low, high)]
+    summary["online"]["differences"] = [
+        undefined("click", BEFORE),
+        difference("click", COPY, low, high),
+    ]
     rows = {row[0]: row[1:] for row in Page(page.render(summary, images)).rows}
     assert rows["Click"][3] == ""
     assert rows["Click"][4].endswith(sign)
 
 
-def test_every_text_is_escaped(images):
+HOSTILE = [
+    EVIL,
+    '"><img src=x onerror=alert(1)>',
+    "</style></section><!-- {{ 7 * 7 }} {% raw %} {gains} %s",
+    "&amp; &lt;b&gt; 3/4\" x 2'",
+    "\u202eكابل شاحن\u202c \u2066usb\u2069",
+    "waterproof " * 400 + "x" * 4000,
+]
+
+
+def made_of(text) -> dict:
+    """A valid summary with the text in every place where a run may put any text."""
     summary = make_summary()
-    summary["name"] = EVIL
-    summary["about"] = dict.fromkeys(summary["about"], EVIL) | {
-        "products": 1,
-        "queries": 1,
-    }
-    summary["relevance"]["rows"][0]["ranker"] = EVIL
-    summary["offline"]["rows"][1]["model"] = EVIL
-    summary["offline"]["comparisons"][0] |= {"model": EVIL, "metric": EVIL}
-    summary["pairs"]["splits"][EVIL] = summary["pairs"]["splits"]["test"]
-    summary["online"]["rows"][2]["system"] = EVIL
-    summary["online"]["metrics"] = [*SYSTEMS, EVIL]
-    for row in summary["online"]["rows"]:
-        row[EVIL] = 0.5
-    for item in summary["online"]["differences"]:
-        item["system"] = EVIL
-    alt = {name: image._replace(alt=EVIL) for name, image in images.items()}
+    summary["name"] = text
+    summary["about"] |= dict.fromkeys(("command", "source", "device", "version"), text)
+    summary["about"]["labels"][1]["name"] = text
+    summary["relevance"]["rows"][1]["ranker"] = text
+    summary["offline"]["rows"][1]["model"] = text
+    summary["offline"]["comparisons"][0] |= {"model": text, "than": text}
+    online = summary["online"]
+    online["rows"][2]["system"] = text
+    online["failed"][text] = online["failed"].pop(AFTER)
+    for item in online["differences"]:
+        item["system"] = text
+    example, other = summary["rewrites"]
+    other |= {"query": "plain", "by_step": dict.fromkeys(other["by_step"], "plain")}
+    example |= {"query": text, "by_step": dict.fromkeys(example["by_step"], text)}
+    return summary
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_every_text_arrives_as_text(images, html, text):
+    summary = made_of(text)
+    assert schema.problems(summary) == []
+    alt = {name: image._replace(alt=text) for name, image in images.items()}
     parsed = Page(page.render(summary, alt))
-    assert "script" not in {tag for tag, _ in parsed.tags}
-    assert parsed.text.count(EVIL) >= 10
-    assert [a["alt"] for tag, a in parsed.tags if tag == "img"] == [EVIL] * 4
+    assert [tag for tag, _ in parsed.tags] == [tag for tag, _ in Page(html).tags]
+    # title, h1, source twice, gains, BM25 twice, Table 2, its comparison twice, Table
+    # 3 and its two differences, query, six steps, run, command, device, version
+    assert "".join(parsed.words).count(text) == 24
+    assert [a["alt"] for tag, a in parsed.tags if tag == "img"] == [text] * 4
+
+
+def test_no_text_is_marked_as_safe():
+    folder = Path(page.__file__).parent
+    for path in (*folder.glob("*.py"), *folder.glob("templates/*")):
+        assert not re.search(
+            r"\|\s*safe\b|Markup|autoescape false", path.read_text()
+        ), path
+    for path in folder.glob("*.py"):
+        assert not re.search(r"</?[a-z]+[^-]*>", path.read_text().split('"""', 2)[2])
 
 
 def test_the_page_is_self_contained(html):
@@ -450,25 +501,95 @@ def test_a_missing_section_is_left_out_with_its_command(html, images, key, stage
     assert sentence not in Page(html).text
 
 
-def test_a_run_with_nothing_but_a_name_has_a_page(tmp_path):
+def test_a_run_without_sections_has_a_page(tmp_path):
     written(tmp_path, make_summary())
-    summary = {"name": "bare", "about": {"seed": 0}, "curves": [], "online": None}
-    path = written(tmp_path, summary)
+    summary = {"name": "bare", "about": make_summary()["about"]}
+    path = written(tmp_path, summary | {"curves": [], "online": None})
     assert Page(path.read_text()).text.count("Not part of this run yet.") == 7
     assert not list((tmp_path / "figures").iterdir())  # those of the page before
 
 
-def test_numbers_that_are_nan_or_missing_are_dashes(tmp_path):
-    summary = make_summary()
-    summary["training"][0] = {"step": 1, "chosen_score": math.nan}
-    summary["curves"][0] = {"step": 0, "kl": None}
-    summary["online"]["rows"][0]["relevance"] = math.nan
-    summary["online"]["differences"][0]["difference"] = None
+def test_numbers_that_are_not_defined_are_dashes(tmp_path):
+    def without_numbers(given):
+        if isinstance(given, dict):
+            return {k: without_numbers(v) for k, v in given.items()}
+        if isinstance(given, list):
+            return [without_numbers(x) for x in given]
+        return None if isinstance(given, float) else given
+
+    summary = without_numbers(make_summary())
+    summary["about"] = make_summary()["about"]
+    summary["online"]["failed"] = make_summary()["online"]["failed"]
+    summary["training"][7]["chosen_score"] = summary["curves"][2]["kl"] = math.nan
     text = written(tmp_path, summary).read_text()
     rows = {row[0]: row[1:] for row in Page(text).rows}
+    assert rows["SFT student"] == ["–"] * 8
+    assert rows["Without results"] == [*["–"] * 3, "", ""]
+    assert "Not defined in this run: Reward, Relevance, Diversity, Click" in text
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", text).lower()
+
+
+def test_one_undefined_number_is_a_dash_and_its_difference_is_left_out(images):
+    summary = make_summary()
+    summary["online"]["rows"][0]["relevance"] = None
+    summary["online"]["differences"][0] = undefined("total", BEFORE)
+    rows = {row[0]: row[1:] for row in Page(page.render(summary, images)).rows}
     assert rows["Relevance"][:3] == ["–", "0.354", "0.441"]
     assert rows["Reward"][3] == ""
-    assert "nan" not in re.sub(r"base64,[^\"]*", "", text).lower()
+
+
+def test_table_3_counts_the_queries_where_not_all_are_known(images):
+    summary = make_summary()
+    online = summary["online"]
+    online["counts"]["click"] = 209
+    online["failed"] = {COPY: 0.0, BEFORE: 0.0125, AFTER: 0.04}
+    parsed = Page(page.render(summary, images))
+    heads = [row[0] for row in parsed.rows]
+    assert "Click (209)" in heads
+    assert "Judged nDCG (115)" in heads
+    assert "Reward" in heads
+    rows = {row[0]: row[1:] for row in parsed.rows}
+    assert rows["Not scored"] == ["0.0\xa0%", "1.2\xa0%", "4.0\xa0%", "", ""]
+    caption = "In parentheses: how many of the 214 queries the measure is known for"
+    assert caption in parsed.text
+    assert "Judged nDCG counts only fully judged queries." in parsed.text
+    assert "4.0\xa0% could not be scored and are left out." in " ".join(
+        verdict(summary).paragraphs
+    )
+    online["counts"] = dict.fromkeys(online["counts"], 214)
+    online["metrics"].remove("ndcg")
+    text = Page(page.render(summary, images)).text
+    assert "In parentheses" not in text
+    assert "fully judged queries." not in text
+
+
+def test_the_split_of_table_and_curves_is_said(images):
+    summary = make_summary()
+    text = Page(page.render(summary, images)).text
+    assert "on test queries, the curves below on validation queries." in text
+    assert "parts, measured on validation queries; dashed: sending the query" in text
+    assert "on the test queries of Table 3" in text
+    assert "on validation queries" in images["rewards"].alt
+    summary["online"]["split"], summary["curves_split"] = "validation", "train"
+    text = Page(page.render(summary, images)).text
+    assert "on validation queries, the curves below on train queries." in text
+    del summary["online"]
+    text = Page(page.render(summary, images)).text
+    assert "measured on train queries. Every panel" in text
+
+
+def test_curves_say_how_many_queries_an_evaluation_could_not_score(images):
+    summary = make_summary()
+    assert "could not be scored" not in page.render(summary, images)
+    summary["curves"][4]["failed"] = 0.031
+    assert "At most 3.1\xa0% of the queries of an" in page.render(summary, images)
+
+
+def test_the_gains_of_the_labels_are_those_of_the_collection(images, html):
+    assert "its expected gain counts Exact 1, Partial 0.5, Irrelevant 0." in html
+    summary = make_summary()
+    summary["about"]["labels"] = [{"name": "{0}", "gain": 0.125}]
+    assert "gain counts {0} 0.125." in page.render(summary, images)
 
 
 def test_examples_show_evenly_spaced_steps(html):
@@ -480,22 +601,23 @@ def test_examples_show_evenly_spaced_steps(html):
     rewards = ["0.00", "0.20", "0.40", "0.60", "0.80", "1.00"]
     texts = [f"red shoes at {n} {r}" for n, r in zip("000111", rewards, strict=True)]
     assert shoes[1:] == texts
-    kinds = re.findall(r'<span class="(same|new)">red shoes at', html)
+    kinds = re.findall(r'<span class="(same|new)" dir="auto">red shoes at', html)
     assert kinds == ["new", "same", "same", "new", "same", "same"]
 
 
 def test_an_empty_rewrite_is_named_and_a_missing_one_is_blank(images):
     summary = make_summary()
     del summary["rewrites"][0]["by_step"]["0"]
+    summary["rewrites"][0]["total_by_step"]["40"] = None
     summary["rewrites"][0]["by_step"]["20"] = " "
     cells = {r[0]: r[1:] for r in Page(page.render(summary, images)).rows}["red shoes"]
-    assert cells[:2] == ["", "(empty) 0.20"]
+    assert cells[:3] == ["", "(empty) 0.20", "red shoes at 0 –"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 6, 7, 20, 21])
 def test_spaced_keeps_both_ends(count):
     steps = list(range(0, 50 * count, 50))
-    chosen = sections.spaced(steps, 6)
+    chosen = tables.spaced(steps, 6)
     assert len(chosen) == min(count, 6)
     assert chosen == sorted({*chosen})
     assert (chosen[0], chosen[-1]) == (steps[0], steps[-1])
@@ -530,17 +652,59 @@ def broken(change):
     ("text", "problem"),
     [
         ("{", "not JSON"),
-        ("[]", "not a JSON object"),
+        ("[]", "summary is [], expected an object"),
         (b"\xff\xfe", "not JSON"),
-        (broken(lambda s: s.pop("name")), "'name' is NoneType, expected str"),
-        (broken(lambda s: s.update(curves={"step": 1})), "'curves' is dict"),
-        (broken(lambda s: s["online"].pop("k")), "'online' lacks k"),
-        (broken(lambda s: s["curves"][3].pop("step")), "'curves' lacks step"),
+        (broken(lambda s: s.pop("name")), "summary lacks name"),
+        (broken(lambda s: s.update(about=None)), "summary.about is null, expected an"),
+        (broken(lambda s: s.update(curves={"step": 1})), "curves is {"),
+        (
+            broken(lambda s: s["offline"].update(rows=3)),
+            "offline.rows is 3, expected a",
+        ),
+        (broken(lambda s: s.update(training=[1, 2])), "training[0] is 1, expected an"),
+        (broken(lambda s: s["online"].update(k=True)), "k is true, expected a whole"),
+        (broken(lambda s: s["online"].update(k=1.5)), "k is 1.5, expected a whole"),
+        (broken(lambda s: s["online"].update(split="all")), "expected train or valid"),
+        (broken(lambda s: s["pairs"]["splits"].update(dev={})), 'is "dev", expected'),
+        (
+            broken(lambda s: s["about"].update(seed="7")),
+            'seed is "7", expected a whole',
+        ),
+        (
+            broken(lambda s: s["curves"][3].update(kl="1")),
+            'curves[3].kl is "1", expect',
+        ),
         (broken(lambda s: s["online"]["rows"].pop()), "expected 'copy the query'"),
-        (broken(lambda s: s["online"]["rows"][1].pop("system")), "lacks system"),
-        (broken(lambda s: s["offline"]["comparisons"][0].pop("low")), "lacks low"),
-        (broken(lambda s: s["offline"].update(rows=3)), "'offline.rows' is int"),
-        (broken(lambda s: s.update(training=[1, 2])), "'training' lacks step"),
+        (broken(lambda s: s["online"]["rows"].reverse()), "expected 'copy the query'"),
+        (
+            broken(lambda s: s["online"]["rows"][1].update(ndcg="high")),
+            'rows[1].ndcg is "high", expected a number',
+        ),
+        (
+            broken(lambda s: s["online"]["metrics"].extend(["recall", "clicks"])),
+            "online.metrics has unknown metrics clicks, recall; known: ['total'",
+        ),
+        (
+            broken(lambda s: s["offline"]["comparisons"][0].update(metric="bleu")),
+            "offline.comparisons has unknown metrics bleu",
+        ),
+        (
+            broken(lambda s: s["online"]["metrics"].remove("click")),
+            "metrics lacks click",
+        ),
+        (
+            broken(lambda s: s["online"]["differences"].pop(2)),
+            "from 'after online DPO' to 'before (distill)' lacks diversity",
+        ),
+        (broken(lambda s: s.pop("curves_split")), "summary lacks curves_split"),
+        (
+            broken(lambda s: s["rewrites"][1]["total_by_step"].pop("10")),
+            "rewrites[1].total_by_step lacks 10",
+        ),
+        (
+            broken(lambda s: s["rewrites"][1]["by_step"].update(last="x")),
+            "rewrites[1].by_step has the keys ['last']",
+        ),
     ],
 )
 def test_a_corrupt_summary_is_refused_and_the_page_kept(tmp_path, text, problem):
@@ -552,6 +716,76 @@ def test_a_corrupt_summary_is_refused_and_the_page_kept(tmp_path, text, problem)
     assert str(tmp_path / "summary.json") in str(error.value)
     assert "python -m experiments.evaluate PRESET" in str(error.value)
     assert (tmp_path / "report.html").read_text() == "before"
+
+
+def fields(given, place="summary"):
+    """(place, object, key) of every key of the objects in a summary."""
+    if isinstance(given, dict):
+        for key, inner in given.items():
+            yield place, given, key
+            yield from fields(inner, f"{place}.{key}")
+    elif isinstance(given, list):
+        for i, inner in enumerate(given[:2]):
+            yield from fields(inner, f"{place}[{i}]")
+
+
+NEEDED = [
+    (place, key)
+    for place, _, key in fields(make_summary())
+    if not re.search(r"shared_at_least$|splits$|by_step$", place)  # keys of any name
+    and (place != "summary" or key in ("name", "about", "curves_split"))
+    and not (place.startswith("summary.training") and key in ("reward", "loss"))
+    and not (place.startswith("summary.curves") and key == "ndcg")
+]
+
+
+@pytest.mark.parametrize(("place", "key"), NEEDED, ids=lambda x: x)
+def test_no_field_can_be_missing(tmp_path, place, key):
+    summary = make_summary()
+    (owner,) = [o for p, o, k in fields(summary) if (p, k) == (place, key)]
+    del owner[key]
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ValueError, match="lacks") as error:
+        report.read(tmp_path)
+    assert f"{place} lacks {key}" in str(error.value)
+    assert "write it with `python -m experiments.evaluate PRESET`" in str(error.value)
+
+
+def test_all_missing_fields_of_all_sections_are_listed_at_once(tmp_path):
+    summary = make_summary()
+    del summary["online"]["k"], summary["online"]["failed"], summary["about"]["seed"]
+    del summary["offline"]["rows"][2]["words"], summary["offline"]["queries"]
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ValueError, match="lacks") as error:
+        report.read(tmp_path)
+    for words in (
+        "summary.online lacks k, failed",
+        "summary.about lacks seed",
+        "summary.offline lacks queries",
+        "summary.offline.rows[2] lacks words",
+    ):
+        assert words in str(error.value)
+
+
+def test_further_fields_are_ignored(tmp_path, html):
+    summary = make_summary() | {"later": {"x": 1}}
+    summary["relevance"]["rows"][0]["nll"] = 0.7
+    assert written(tmp_path, summary).read_text() == html
+
+
+def test_the_templates_are_package_data():
+    root = Path(__file__).parent.parent
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"][
+        "setuptools"
+    ]
+    folder = root / "jaxqr" / "report"
+    packed = {
+        path
+        for pattern in settings["package-data"]["jaxqr.report"]
+        for path in folder.glob(pattern)
+    }
+    assert {p for p in folder.rglob("*") if p.suffix in (".j2", ".css")} == packed
+    assert len(packed) > len(page.SECTIONS)
 
 
 def test_importing_it_is_cheap():

@@ -8,8 +8,38 @@ COPY = "copy the query"
 """The name of the baseline that sends the query unchanged."""
 
 
+REWARD = ("total", "relevance", "diversity", "click", "add_to_cart", "purchase")
+"""The reward and its parts."""
+
+GUARD = ("guard_click", "guard_add_to_cart", "guard_purchase")
+"""The parts that shoppers decide, by a pool that training never meets."""
+
+SHARES = {
+    "copy": "Copies of the query",
+    "no_results": "Without results",
+    "empty": "Empty",
+}
+"""Shares of rewrites: equal to the query, finding nothing, without text; in [0, 1]."""
+
+PAIRS = {
+    "queries": "queries with a relevant product",
+    "products": "products relevant to a query",
+    "skipped_products": "products skipped, relevant to too many queries",
+    "candidates": "candidate pairs",
+    "copies": "candidates dropped, equal up to case and whitespace",
+    "rejected": "candidates rejected by the filter",
+    "pairs": "pairs kept",
+    "components": "connected components",
+    "largest_component": "queries in the largest component",
+}
+"""What is counted of the query pairs."""
+
+
 class Term(NamedTuple):
-    """One measure: its name in tables, and its definition."""
+    """One measure: its name in tables, and its definition.
+
+    `{gains}` in a definition stands for the labels of the collection and their gains.
+    """
 
     label: str
     meaning: str
@@ -29,7 +59,7 @@ RELEVANCE = {
     ),
     "ndcg": Term(
         "nDCG@10",
-        "Normalised discounted cumulative gain of a query's judged products, ranked by "
+        "Normalized discounted cumulative gain of a query's judged products, ranked by "
         "M1's expected gain; averaged over queries whose products differ in gain.",
     ),
 }
@@ -37,8 +67,8 @@ RELEVANCE = {
 OFFLINE = {
     "exact_match": Term(
         "Exact match (%)",
-        "Share of rewrites that equal the reference after lower-casing and folding "
-        "blanks.",
+        "Share of rewrites that equal the reference up to case, whitespace and the "
+        "encoding of accents.",
     ),
     "rouge_l": Term(
         "ROUGE-L (%)",
@@ -71,13 +101,13 @@ ONLINE = {
     "total": Term(
         "Reward",
         "Weighted mean of relevance, diversity, click, add to cart and purchase: what "
-        "online training maximises.",
+        "online training maximizes.",
     ),
     "relevance": Term(
         "Relevance",
         "Mean of M1(original query, product) over the products that the rewrite "
         "finds. M1 is a classifier fine-tuned on relevance judgements; its expected "
-        "gain counts Exact 1, Substitute 0.1, Complement 0.01, Irrelevant 0.",
+        "gain counts {gains}.",
     ),
     "diversity": Term(
         "Diversity",
@@ -97,9 +127,9 @@ ONLINE = {
     ),
     "guard_click": Term(
         "Guard click",
-        "Clicks of a second pool of shoppers, whom training never meets. They share M1 "
-        "with the first, so they guard against fitting shoppers, not against fitting "
-        "M1.",
+        "Clicks of a second pool of shoppers, which training never meets. They share "
+        "M1 with the first, so they guard against fitting shoppers, not against "
+        "fitting M1.",
         unseen=True,
     ),
     "guard_add_to_cart": Term(
@@ -112,9 +142,9 @@ ONLINE = {
     ),
     "ndcg": Term(
         "Judged nDCG",
-        "Normalised discounted cumulative gain of the rewrite's list over judged "
-        "products only; products without a judgement are skipped, queries without "
-        "a relevant one left out. M1 takes no part.",
+        "Normalized discounted cumulative gain of the rewrite's list over judged "
+        "products only; products without a judgement are skipped. Queries count whose "
+        "list was fully judged and has a relevant product. M1 takes no part.",
         unseen=True,
         independent=True,
     ),
@@ -141,24 +171,9 @@ CURVES = {
 
 
 def value(item: Mapping[str, Any], name: str) -> float:
-    """A number of the summary; NaN where it is missing or null."""
-    given = item.get(name)
+    """A number of the summary; NaN where it is null, not defined."""
+    given = item[name]
     return math.nan if given is None else float(given)
-
-
-def label(terms: Mapping[str, Term], name: str) -> str:
-    """What a measure is called in tables and figures."""
-    return terms[name].label if name in terms else name
-
-
-def unseen(name: str) -> bool:
-    """Whether online training never sees the measure."""
-    return name in ONLINE and ONLINE[name].unseen
-
-
-def independent(name: str) -> bool:
-    """Whether M1 takes no part in the measure."""
-    return name in ONLINE and ONLINE[name].independent
 
 
 def clear(difference: Mapping[str, Any]) -> int:
@@ -192,5 +207,5 @@ def differences(online: Mapping[str, Any], than: str) -> dict[str, dict[str, Any
 
 
 def column(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """One number of every row, NaN where it is missing or null."""
+    """One number of every row, NaN where it is null."""
     return [value(row, name) for row in rows]

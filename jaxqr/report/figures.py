@@ -15,15 +15,14 @@ from jaxqr.report.definitions import (
     COPY,
     CURVES,
     ONLINE,
+    REWARD,
     clear,
     column,
     differences,
-    label,
     systems,
-    unseen,
     value,
 )
-from jaxqr.report.markup import number, signed
+from jaxqr.report.format import number, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +58,6 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "figure.facecolor": "white",
 }
-_REWARD = ("total", "relevance", "diversity", "click", "add_to_cart", "purchase")
 
 
 class Image(NamedTuple):
@@ -76,18 +74,18 @@ def draw(summary: Mapping[str, Any]) -> dict[str, Image]:
     online, curves = summary.get("online"), summary.get("curves")
     images = {}
     with matplotlib.rc_context(_STYLE):
-        if online and online["differences"]:
+        if online:
             images["table-3"] = forest(online)
         if training := summary.get("training"):
             images["figure-4"] = chosen_and_rejected(training)
         if curves:
-            images["rewards"] = rewards(curves, online)
+            images["rewards"] = rewards(curves, summary["curves_split"], online)
             images["drift"] = drift(curves)
     return images
 
 
 def chosen_and_rejected(training: Sequence[Mapping[str, Any]]) -> Image:
-    """Figure 4: the reward of both sides of the preference pairs, per update."""
+    """Figure 4: mean reward of the preferred and of the other rewrites, per update."""
     steps = column(training, "step")
     figure = _figure(3.4)
     axes = figure.subplots()
@@ -111,34 +109,35 @@ def chosen_and_rejected(training: Sequence[Mapping[str, Any]]) -> Image:
 
 
 def rewards(
-    curves: Sequence[Mapping[str, Any]], online: Mapping[str, Any] | None
+    curves: Sequence[Mapping[str, Any]], split: str, online: Mapping[str, Any] | None
 ) -> Image:
-    """The reward and its parts on held-out queries, with the copy's as dashed lines."""
-    copy = systems(online).copy if online else {}
+    """The reward and its parts on a split, the copy's of Table 3 as dashed lines."""
     figure = _figure(4.6)
     panels = figure.subplots(2, 3, sharex=True).ravel()
     words = []
-    for axes, name in zip(panels, _REWARD, strict=True):
+    for axes, name in zip(panels, REWARD, strict=True):
         _curve(axes, curves, name, _BLUE)
-        floor = value(copy, name)
-        if np.isfinite(floor):
+        told = f"{ONLINE[name].label} {_ends(column(curves, name))}"
+        if online:
+            floor = value(systems(online).copy, name)
             axes.axhline(floor, color=_GREY, ls=(0, (4, 3)), lw=1.3)
+            told += f", copy {number(floor)}"
         _at_least(axes, 0.05)
-        axes.set_title(label(ONLINE, name))
-        words.append(
-            f"{label(ONLINE, name)} {_ends(column(curves, name))}, copy {number(floor)}"
-        )
+        axes.set_title(ONLINE[name].label)
+        words.append(told)
     for axes in panels[3:]:
         axes.set_xlabel("update")
     for axes in panels[::3]:
         axes.set_ylabel("mean, 0 to 1")
-    handles = [_line(_BLUE, "the rewriter", marker="o")]
-    if copy:
-        handles.append(_line(_GREY, COPY, ls=(0, (4, 3)), lw=1.3))
+    handles = [_line(_BLUE, f"the rewriter, {split} queries", marker="o")]
+    if online:
+        name = f"{COPY}, {online['split']} queries"
+        handles.append(_line(_GREY, name, ls=(0, (4, 3)), lw=1.3))
     figure.legend(handles=handles, loc="outside upper left", ncols=2)
     return Image(
         _png(figure),
-        f"Held-out rewards from the first to the last evaluation: {'; '.join(words)}.",
+        f"Rewards on {split} queries from the first to the last evaluation: "
+        f"{'; '.join(words)}.",
     )
 
 
@@ -162,7 +161,7 @@ def drift(curves: Sequence[Mapping[str, Any]]) -> Image:
     for axes in panels[2:]:
         axes.set_xlabel("update")
     words += [
-        f"{label(ONLINE, name)} {_ends(column(curves, name))}"
+        f"{ONLINE[name].label} {_ends(column(curves, name))}"
         for name in ("purchase", "guard_purchase")
     ]
     return Image(_png(figure), f"Over training: {'; '.join(words)}.")
@@ -174,35 +173,38 @@ def forest(online: Mapping[str, Any]) -> Image:
     The copy's diversity is 0 by definition, so the difference to it is left out.
     """
     copy, before, after = (row["system"] for row in systems(online))
-    sides = {than: differences(online, than) for than in (before, copy)}
-    sides[copy].pop("diversity", None)
+    panes = {than: differences(online, than) for than in (before, copy)}
+    panes[copy].pop("diversity", None)
     shown = [
-        name for name in online["metrics"] if any(name in s for s in sides.values())
+        name
+        for name in online["metrics"]
+        if any(name in pane for pane in panes.values())
     ]
-    groups = [
-        ("the reward and its parts", [name for name in shown if not unseen(name)]),
-        ("never seen by training", [name for name in shown if unseen(name)]),
-    ]
-    lines = [line for title, names in groups if names for line in (title, *names)]
-    titles = {title for title, _ in groups}
+    lines: list[tuple[str, str | None]] = []  # label, metric; a title has none
+    for title, unseen in (
+        ("the reward and its parts", False),
+        ("never seen by training", True),
+    ):
+        if names := [name for name in shown if ONLINE[name].unseen == unseen]:
+            lines += [(title, None), *((ONLINE[name].label, name) for name in names)]
     figure = _figure(1.0 + 0.28 * len(lines))
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     words = []
-    for axes, (than, by_metric) in zip(panels, sides.items(), strict=True):
+    for axes, (than, by_metric) in zip(panels, panes.items(), strict=True):
         axes.axvline(0, color=_INK, lw=0.9)
-        for y, name in enumerate(lines):
+        for y, (label, name) in enumerate(lines):
             if name in by_metric:
                 _interval(axes, y, by_metric[name])
-                words.append(f"{label(ONLINE, name)} {_told(by_metric[name])}")
+                words.append(f"{label} {_told(by_metric[name])}")
         axes.set_title(f"compared with: {than}")
         axes.set_xlabel("difference of means, with 95 % interval")
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
-    panels[0].set_yticks(range(len(lines)), [label(ONLINE, line) for line in lines])
-    for tick, line in zip(panels[0].get_yticklabels(), lines, strict=True):
-        tick.set(color=_INK, style="italic" if line in titles else "normal")
+    panels[0].set_yticks(range(len(lines)), [label for label, _ in lines])
+    for tick, (_, name) in zip(panels[0].get_yticklabels(), lines, strict=True):
+        tick.set(color=_INK, style="normal" if name else "italic")
     panels[0].set_ylim(len(lines) - 0.4, -0.6)
     return Image(_png(figure), f"Differences of {after}: {'; '.join(words)}.")
 
@@ -219,7 +221,7 @@ def _interval(axes: "Axes", y: int, item: Mapping[str, Any]) -> None:
 
 
 def _told(item: Mapping[str, Any]) -> str:
-    low, high = (number(value(item, side)) for side in ("low", "high"))
+    low, high = (number(value(item, bound)) for bound in ("low", "high"))
     difference = signed(value(item, "difference"))
     return f"{difference} ({low} to {high}) against {item['than']}"
 

@@ -1,7 +1,7 @@
 """The report's conclusion, in words made from the numbers and from nothing else.
 
 Relevance decides, because diversity rewards any change of the query: copying has none
-by definition. A difference counts only if its whole interval lies on one side of 0,
+by definition. A difference counts only if its whole interval is above or below 0,
 and a relevance that the measures training never sees contradict is called mixed.
 """
 
@@ -15,12 +15,10 @@ from jaxqr.report.definitions import (
     Term,
     clear,
     differences,
-    independent,
     systems,
-    unseen,
     value,
 )
-from jaxqr.report.markup import number, percent, signed
+from jaxqr.report.format import number, percent, signed
 
 Differences = Mapping[str, Mapping[str, Any]]
 
@@ -65,11 +63,11 @@ def _online(online: Mapping[str, Any], about: Mapping[str, Any]) -> Verdict:
         ),
         _unseen("Compared with copying the query:", to_copy),
         _gamed(to_before),
-        _failures(after),
+        _failures(online),
         "Clicks, additions to the cart and purchases are those of simulated shoppers"
         + (
             " in a synthetic shop; a real shop may differ."
-            if about.get("source") == "shop"
+            if about["source"] == "shop"
             else "; real ones may differ."
         ),
     ]
@@ -80,23 +78,23 @@ def _online(online: Mapping[str, Any], about: Mapping[str, Any]) -> Verdict:
 def _against_copy(to_copy: Differences) -> str:
     if "relevance" not in to_copy:
         return "Rewriting has not been compared with copying the query."
-    side = clear(to_copy["relevance"])
+    sign = clear(to_copy["relevance"])
     higher, lower = (_unseen_terms(to_copy, s) for s in (1, -1))
-    opposed = lower if side == 1 else higher if side == -1 else []
-    checks = [ONLINE[name] for name in to_copy if independent(name)]
+    opposed = lower if sign == 1 else higher if sign == -1 else []
+    checks = [ONLINE[name] for name in to_copy if ONLINE[name].independent]
     if opposed:
-        words = {1: ("above", "below"), -1: ("below", "above")}[side]
+        words = {1: ("above", "below"), -1: ("below", "above")}[sign]
         return (
             f"Mixed evidence: relevance is {words[0]} that of the query itself, but "
             f"{_names(opposed)}, which training never sees, {_is(opposed)} {words[1]}."
         )
-    if side == 1 and checks and not any(term in higher for term in checks):
+    if sign == 1 and checks and not any(term in higher for term in checks):
         return (
             "Rewriting may help: by the model that training trusts, rewrites find more "
             f"relevant products than the query itself, but {_names(checks)} "
             f"{'do' if len(checks) > 1 else 'does'} not confirm it."
         )
-    if side == 0:
+    if sign == 0:
         moved = [
             f"{_names(terms)} {_is(terms)} {words}"
             for terms, words in ((higher, "higher"), (lower, "lower"))
@@ -106,7 +104,7 @@ def _against_copy(to_copy: Differences) -> str:
             "No clear gain: rewrites are not measurably more or less relevant than the "
             f"query itself{f', but {_list(moved)}' if moved else ''}."
         )
-    if side == 1:
+    if sign == 1:
         return (
             "Rewriting helps: rewrites find more relevant products than the query "
             "itself."
@@ -152,21 +150,21 @@ def _diversity(
     )
 
 
-def _unseen_terms(by_metric: Differences, side: int) -> list[Term]:
-    """The measures training never sees whose difference is clearly on `side`."""
+def _unseen_terms(by_metric: Differences, sign: int) -> list[Term]:
+    """The measures training never sees whose difference is clearly has that sign."""
     return [
         ONLINE[name]
         for name, item in by_metric.items()
-        if unseen(name) and clear(item) == side
+        if ONLINE[name].unseen and clear(item) == sign
     ]
 
 
 def _unseen(opening: str, by_metric: Differences) -> str:
     words = {1: "higher", -1: "lower", 0: "not clearly different"}
-    found = {side: _unseen_terms(by_metric, side) for side in words}
+    found = {sign: _unseen_terms(by_metric, sign) for sign in words}
     parts = [
-        f"{_names(terms)} {_is(terms)} {words[side]}"
-        for side, terms in found.items()
+        f"{_names(terms)} {_is(terms)} {words[sign]}"
+        for sign, terms in found.items()
         if terms
     ]
     return f"{opening} {'; '.join(parts)}." if parts else ""
@@ -183,11 +181,13 @@ def _gamed(to_before: Differences) -> str:
     )
 
 
-def _failures(after: Mapping[str, Any]) -> str:
+def _failures(online: Mapping[str, Any]) -> str:
+    after = systems(online).after
     shares = [
-        (value(after, "copies"), "copy the query"),
+        (value(after, "copy"), "copy the query"),
         (value(after, "no_results"), "find nothing"),
         (value(after, "empty"), "are empty"),
+        (online["failed"][after["system"]], "could not be scored and are left out"),
     ]
     told = [f"{percent(share)} {what}" for share, what in shares if share > 0]
     return f"Of the rewrites, {_list(told)}." if told else ""
