@@ -81,11 +81,13 @@ def _step(config: Distill) -> tuple[Any, dict[str, Any]]:
     return steps.distill_step, {"kind": kind}
 
 
-def _batches(
-    config: Distill, data: Prepared, student: LM, teacher: LM
-) -> loop.Batches:
+def _batches(config: Distill, data: Prepared, student: LM, teacher: LM) -> loop.Batches:
     """Where the method's targets come from."""
-    size, tokenizer, lengths = config.optimizer.batch_size, student.tokenizer, data.lengths
+    size, tokenizer, lengths = (
+        config.optimizer.batch_size,
+        student.tokenizer,
+        data.lengths,
+    )
     sampling = Sampling(lengths.source, lengths.target)
     batches = partial(pair_batches, batch_size=size, fill=tokenizer.eos)
     queries = [query for query, _ in data.pairs["train"]]

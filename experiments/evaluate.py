@@ -22,7 +22,14 @@ from rich.table import Table
 import jaxqr
 from experiments import runs, training
 from experiments.cli import launch
-from experiments.config import SFT, ComputeConfig, Distill, Evaluate, OnlineDPO, Pretrain
+from experiments.config import (
+    SFT,
+    ComputeConfig,
+    Distill,
+    Evaluate,
+    OnlineDPO,
+    Pretrain,
+)
 from experiments.online_dpo import write
 from experiments.prepare import Prepared
 from experiments.presets import PRESETS

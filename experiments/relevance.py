@@ -145,7 +145,9 @@ def _show(report: dict[str, Any]) -> None:
         table.add_column(name.replace("_", " "))
     for row in report["rows"]:
         cells = [row[name] for name in names]
-        shown = ("" if c is None else c if isinstance(c, str) else f"{c:.3f}" for c in cells)
+        shown = (
+            "" if c is None else c if isinstance(c, str) else f"{c:.3f}" for c in cells
+        )
         table.add_row(*shown)
     Console().print(table)
 

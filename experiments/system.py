@@ -88,7 +88,7 @@ class System:
 
     @contextmanager
     def scorers(self) -> Iterator[Scorers]:
-        """What an evaluation asks, through pools of its own; each text is searched once.
+        """What an evaluation asks, through pools of its own; no text is searched twice.
 
         A failing evaluation does not count as a failure of training.
         """

@@ -1,4 +1,4 @@
-"""What the training stages share: models in, and a stage trained as its settings say."""
+"""What the training stages share: models in, and training as the settings say."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,8 +1,8 @@
 """A language model in one piece: the model, its parameters and its tokenizer.
 
-    from jaxqr.lm import LM
+from jaxqr.lm import LM
 
-    LM.load("PATH/TO/FOLDER").rewrite(["cheap red sofa"])
+LM.load("PATH/TO/FOLDER").rewrite(["cheap red sofa"])
 """
 
 import math

@@ -1,7 +1,7 @@
 """What travels between the host's modules: products, judgements, lists, rewards.
 
-One home for each, in numpy and without a line of search, jax or text. Letters of shapes:
-`Q` queries (or rows, one per rewrite), `M` products per query, `R` judgements.
+One home for each, in numpy. Letters of shapes: `Q` queries (or rows, one per rewrite),
+`M` products per query, `R` judgements.
 
 Failure is per row and never a number: where a row's `valid` is False nothing is known
 about it, whatever stands in the other fields.
@@ -167,7 +167,9 @@ class Reward(NamedTuple):
                 if hits is None
                 else Hits(
                     np.array(hits["ids"], np.str_).reshape(rows, -1 if rows else 0),
-                    np.array(hits["scores"], np.float32).reshape(rows, -1 if rows else 0),
+                    np.array(hits["scores"], np.float32).reshape(
+                        rows, -1 if rows else 0
+                    ),
                     np.array(hits["valid"], np.bool_),
                 ),
             )

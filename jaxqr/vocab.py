@@ -149,7 +149,7 @@ def divergence(
             return _kl(p, q)
         if kind == "reverse_kl":
             return _kl(q, p)
-        # logaddexp has no gradient where both are -inf; 0 stands in, and counts nothing.
+        # logaddexp has no gradient where both are -inf; 0 stands in, uncounted.
         neither = jnp.isneginf(p) & jnp.isneginf(q)
         mixture = jnp.logaddexp(
             jnp.where(neither, 0, p) + jnp.log(beta),

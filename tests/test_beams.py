@@ -320,7 +320,7 @@ def gpt2(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prompts():
-    """PromptBatch of three lengths."""
+    """Prompts of three lengths."""
     return PromptBatch(stored()["tokens"].astype(np.int32), stored()["mask"])
 
 

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from experiments.layout import require, stage
 
 from experiments import (
     distill,
@@ -16,7 +17,6 @@ from experiments import (
     training,
     warmup,
 )
-from experiments.layout import require, stage
 from jaxqr.data.prompts import QUERY, PromptTemplate
 from jaxqr.data.tokenize import train_tokenizer
 

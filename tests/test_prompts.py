@@ -1,4 +1,4 @@
-"""PromptBatch of three kinds on tokenizer folders of four, and equal tokenizers."""
+"""Prompts of three kinds on tokenizer folders of four, and equal tokenizers."""
 
 import json
 import shutil

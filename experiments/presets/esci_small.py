@@ -3,7 +3,8 @@
     python -m experiments.pipeline esci-small --prepare.folder PATH/TO/ESCI \
         --relevance.init PATH/TO/all-MiniLM-L6-v2
 
-Two CPU cores, about 40 minutes. From scratch these models do not beat copying the query.
+Two CPU cores, about 40 minutes. From scratch these models do not beat copying the
+query.
 """
 
 from experiments.config import (

@@ -1,7 +1,8 @@
 """MiniELM's Llama setting: Llama-3.1-8B, trained by adapters, teaches Llama-3.2-1B.
 
     python -m experiments.pipeline paper-llama --prepare.folder PATH/TO/ESCI \
-        --sft-teacher.init PATH/TO/Llama-3.1-8B --sft-student.init PATH/TO/Llama-3.2-1B \
+        --sft-teacher.init PATH/TO/Llama-3.1-8B \
+        --sft-student.init PATH/TO/Llama-3.2-1B \
         --relevance.init PATH/TO/bert-base-uncased
 
 For 8 accelerators; not run yet. The paper leaves Llama's rates open.

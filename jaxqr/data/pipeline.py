@@ -1,6 +1,6 @@
 """Rows to padded, bucketed batches whose place in the data can be saved.
 
-Rows are tokenised once, shuffled anew every epoch by grain, and padded to the
+Rows are tokenized once, shuffled every epoch by grain, and padded to the
 smallest bucket that holds them, so that a step compiles once per bucket. An iterator
 saves as a few numbers: restored, it goes on with the very next batch.
 """
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-import grain
 import numpy as np
 
 from jaxqr.data.tokenize import EncoderRow, Row, pad_pairs, pad_right
@@ -47,6 +46,8 @@ class Batches(Generic[Batch]):
         batch_size: int,
         seed: int,
     ):
+        import grain  # takes a second
+
         if not len(rows):
             raise ValueError("no rows to make batches of: look at the data stage")
         self._iterator = iter(

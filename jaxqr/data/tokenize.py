@@ -145,6 +145,22 @@ class Tokenizer:
             raise ValueError("a finished prompt takes no instruction: leave it out")
         return Tokenizer(self._tokenizer, prompt)
 
+    def check_fits(self, vocab_size: int, folder: str | Path) -> None:
+        """Refuses a model that has no embedding of some of the ids.
+
+        Args:
+            vocab_size: rows of the model's embedding.
+            folder: of both, for the message.
+
+        Raises:
+            ValueError: there are ids of `vocab_size` or more.
+        """
+        if self.vocab_size > vocab_size:
+            raise ValueError(
+                f"{folder}: the tokenizer has {self.vocab_size} ids, the model "
+                f"{vocab_size}: they are not of one model"
+            )
+
     def check_same(
         self, other: "Tokenizer", mine: str = "teacher", others: str = "student"
     ) -> None:

@@ -151,7 +151,9 @@ def _draws(
     draws = np.empty((*ids.shape, 4), np.float32)
     for i, (query, row) in enumerate(zip(queries, ids.tolist(), strict=True)):
         name = "\x00".join([str(seed), query, *filter(None, row)])
-        digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).digest()
+        digest = hashlib.blake2b(
+            name.encode(errors="surrogatepass"), digest_size=16
+        ).digest()
         rng = np.random.default_rng(int.from_bytes(digest, "big"))
         draws[i] = rng.random(draws.shape[1:], np.float32)
     # One draw decides how far down the whole list is looked at.

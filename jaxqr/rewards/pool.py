@@ -29,7 +29,9 @@ Score = Callable[[list[Any], list[str]], Reward]
 class Pending:
     """A batch that is being scored."""
 
-    def __init__(self, pool: "ScoringPool", sources: Sequence[Any], texts: Sequence[str]):
+    def __init__(
+        self, pool: "ScoringPool", sources: Sequence[Any], texts: Sequence[str]
+    ):
         self.sources = list(sources)
         self.texts = list(texts)
         self._pool = pool

@@ -71,8 +71,9 @@ def rewrite_reward(
     """Scores `rewrites[q]` as a rewrite of `queries[q]`.
 
     A rewrite that is empty or finds nothing is a valid 0 in every part. A row whose
-    search (of the query or of the rewrite) or judge failed is not valid. Equal (query, rewrite) rows are scored once and share
-    the result, and every distinct text is searched once.
+    search (of the query or of the rewrite) or judge failed is not valid. Equal
+    (query, rewrite) rows are scored once and share the result, and every distinct text
+    is searched once.
 
     Args:
         queries: Q original queries; a query may stand in several rows.

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from jaxqr.types import Params, TrainState
 
@@ -32,6 +31,9 @@ class Checkpoints:
     def __init__(
         self, folder: str | Path, *, frozen: tuple[Params, ...] = (), keep: int = 1
     ):
+        import orbax.checkpoint as ocp  # takes a second
+
+        self._ocp = ocp
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=False,
@@ -58,9 +60,9 @@ class Checkpoints:
         try:
             self._manager.save(
                 step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
-                    host=ocp.args.JsonSave(described | {"host": _to_json(host)}),
+                args=self._ocp.args.Composite(
+                    state=self._ocp.args.StandardSave(state),
+                    host=self._ocp.args.JsonSave(described | {"host": _to_json(host)}),
                 ),
             )
         except Exception as error:
@@ -73,7 +75,7 @@ class Checkpoints:
             ValueError: the checkpoint holds a state of other names, shapes or dtypes,
                 or was made with other frozen parameters.
         """
-        step = self._manager.latest_step()
+        step, ocp = self._manager.latest_step(), self._ocp
         if step is None:
             return None
         args = ocp.args.Composite(host=ocp.args.JsonRestore())

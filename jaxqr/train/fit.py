@@ -79,7 +79,9 @@ def fit(
         static: further static arguments of the step.
     """
     trained, base = start.partition()
-    first = state.create(trained, optimizer, jax.random.key(seed), donate=not keep_start)
+    first = state.create(
+        trained, optimizer, jax.random.key(seed), donate=not keep_start
+    )
     del trained
 
     def export(params: Params) -> None:

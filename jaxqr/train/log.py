@@ -120,8 +120,9 @@ class ProgressBar:
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """Moves to `step`; `values` is empty between the steps that are logged."""
         numbers = " ".join(
-            f"{word} {values[name]:.3g}" if values[name] < 1000 else
-            f"{word} {values[name]:.0f}"
+            f"{word} {values[name]:.3g}"
+            if values[name] < 1000
+            else f"{word} {values[name]:.0f}"
             for name, word in BAR_METRICS.items()
             if name in values
         )

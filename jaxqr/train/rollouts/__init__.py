@@ -3,7 +3,7 @@
 An online round is three functions, `draw(state) -> Candidates`, `score(sources, texts)
 -> Pending` and `finish(candidates, reward) -> batch`:
 
-    sources -> draw: N texts each -> score: search, M1, judge -> finish: pairs, advantages
+    sources -> draw: N texts each -> score: search, M1, judge -> finish: a batch
 
 ==============  ==================================================================
 `draw`          `Candidates`, and `Samples`, which draws them from the policy

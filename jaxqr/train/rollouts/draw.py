@@ -32,7 +32,7 @@ class Candidates(NamedTuple):
 
 @runtime_checkable
 class Draw(Protocol):
-    """Draws candidates of the state's parameters; its place in the data can be saved."""
+    """Draws candidates of the state's parameters; can save its place in the data."""
 
     def __call__(self, state: TrainState) -> Candidates:
         """Candidates for the next sources."""

@@ -37,9 +37,7 @@ def policy_gradient_step(
     def loss(params):
         targets = completion(model, params, batch.pairs)
         advantages = jnp.asarray(batch.advantages)
-        value, metrics = losses.policy_gradient(
-            targets.logps, advantages, targets.mask
-        )
+        value, metrics = losses.policy_gradient(targets.logps, advantages, targets.mask)
         return value, metrics | {"advantage": jnp.mean(advantages)}
 
     return apply_gradient(state, base, loss, optimizer)
