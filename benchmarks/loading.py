@@ -39,9 +39,8 @@ import numpy as np
 import tyro
 from safetensors.numpy import save_file
 
-from jaxqr import models
+from jaxqr import models, sharding
 from jaxqr.models.config import LanguageModelConfig
-from jaxqr.train import sharding
 
 MODEL: Any = models.preset("llama-3.2-1b")
 DEVICES = 8
@@ -219,7 +218,7 @@ def load_on_one(folder: Path) -> Span:
 def load_on_mesh(folder: Path) -> Span:
     """Split over a mesh of CPU devices."""
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    place = partial(sharding.placed, mesh=sharding.make_mesh(DEVICES))
+    place = partial(sharding.placement, mesh=sharding.make_mesh(DEVICES))
     return loading(
         partial(models.load_pretrained, folder, place=place, vocab_multiple=128)
     )[0]

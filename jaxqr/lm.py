@@ -276,7 +276,8 @@ class LM(NamedTuple):
     def _rewrites(
         self, tokens: np.ndarray, mask: np.ndarray, logps: np.ndarray
     ) -> list[Rewrite]:
-        ended = (np.isin(tokens, end_tokens(self.model)) & mask).any(axis=1)
+        ends = end_tokens(self.model, self.tokenizer.vocab_size)
+        ended = np.any(np.isin(tokens, ends) & mask, axis=1)
         texts = self.tokenizer.decode(tokens, mask)
         columns = texts, logps.tolist(), ended.tolist()
         return [Rewrite(*row) for row in zip(*columns, strict=True)]
@@ -342,7 +343,7 @@ def _check_belongs(folder: Path, config: Any, tokenizer: Tokenizer) -> None:
             f"{folder} holds a {kind} {what}, which writes no text: give the folder of "
             "a GPT-2, Llama or T5 language model"
         )
-    tokenizer.check_fits(config.vocab_size, folder)
+    tokenizer.check_fits(vars(config)["vocab_size"], folder)
     ends = vars(config)["eos_token_id"]
     if tokenizer.eos not in (ends if isinstance(ends, tuple) else (ends,)):
         raise ValueError(

@@ -53,7 +53,10 @@ def copy_columns(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> PairColumns:
     copies = {query: [query] for query, _ in pairs}
     unknown = np.full(len(pairs), np.nan)
     return PairColumns(
-        *_text_columns(tokenizer, copies, copies, pairs), unknown, unknown, unknown
+        **_text_columns(tokenizer, copies, copies, pairs),
+        nll=unknown,
+        reverse_kl=unknown,
+        target_tokens=unknown,
     )
 
 
@@ -91,10 +94,12 @@ def lm_columns(
     )
     unknown = np.full(len(pairs), np.nan)
     return PairColumns(
-        *_text_columns(lm.tokenizer, greedy, drawn, pairs),
-        stats.nll.astype(np.float64),
-        unknown if teacher is None else stats.reverse_kl.astype(np.float64),
-        stats.tokens.astype(np.float64),
+        **_text_columns(lm.tokenizer, greedy, drawn, pairs),
+        nll=np.asarray(stats.nll, np.float64),
+        reverse_kl=unknown
+        if teacher is None
+        else np.asarray(stats.reverse_kl, np.float64),
+        target_tokens=np.asarray(stats.tokens, np.float64),
     )
 
 
@@ -103,21 +108,22 @@ def _text_columns(
     greedy: Mapping[str, Sequence[str]],
     drawn: Mapping[str, Sequence[str]],
     pairs: Sequence[Pair],
-) -> tuple[np.ndarray, ...]:
-    """What texts alone say, those of each query given by it."""
+) -> dict[str, np.ndarray]:
+    """The columns that follow from texts alone, those of each query given by it."""
     references = [reference for _, reference in pairs]
     written = [greedy[query][0] for query, _ in pairs]
     sampled = np.full(len(pairs), np.nan)
     if drawn:
         by_sample = zip(*(drawn[query] for query, _ in pairs), strict=True)
         sampled = np.mean([metrics.rouge_l(t, references) for t in by_sample], axis=0)
-    return (
-        metrics.exact_match(written, references),
-        metrics.rouge_l(written, references),
-        sampled,
-        np.array([len(ids) for ids in tokenizer.encode(written)], np.float64),
-        np.array([len(text.split()) for text in written], np.float64),
-    )
+    lengths = [len(ids) for ids in tokenizer.encode(written)]
+    return {
+        "exact_match": metrics.exact_match(written, references),
+        "rouge_l": metrics.rouge_l(written, references),
+        "rouge_l_sampled": sampled,
+        "tokens": np.array(lengths, np.float64),
+        "words": np.array([len(text.split()) for text in written], np.float64),
+    }
 
 
 def table(

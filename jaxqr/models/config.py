@@ -54,7 +54,7 @@ class LanguageModelConfig(ModelConfig):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected 1 or more")
         rows = vars(self).get("vocab_size")
-        if None not in (self.num_tokens, rows) and self.num_tokens > rows:
+        if rows is not None and (self.num_tokens or 0) > rows:
             raise ValueError(
                 f"num_tokens={self.num_tokens} is more than vocab_size={rows}: the "
                 "tokenizer has ids that the model has no embedding of; give the "

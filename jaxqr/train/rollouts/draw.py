@@ -63,7 +63,7 @@ class Samples:
 
     Args:
         policy: the language model that is trained, as it started.
-        sources: batches of source texts.
+        sources: batches of sources, a list each.
         sampling: how to draw.
         n: candidates per source.
     """
@@ -71,7 +71,7 @@ class Samples:
     def __init__(
         self,
         policy: LM,
-        sources: Batches[list[Source]],
+        sources: Batches[Any],
         sampling: Sampling,
         *,
         n: int = 1,

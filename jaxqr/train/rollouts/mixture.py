@@ -8,7 +8,6 @@ from jaxtyping import Float
 
 from jaxqr import decode
 from jaxqr.data.pipeline import Batches
-from jaxqr.data.prompts import Source
 from jaxqr.decode import Sampling
 from jaxqr.lm import LM
 from jaxqr.sharding import shard_batch
@@ -34,7 +33,7 @@ class MixtureRollouts:
     Args:
         student: the language model that is trained, as it started.
         teacher: the one it learns from.
-        sources: batches of source texts, drawn from in turn.
+        sources: batches of sources, a list each.
         sampling: how to draw; at temperature 1 without truncation.
         alpha: the teacher's share.
         rollouts: rows of a batch, a multiple of the rows of `sources`.
@@ -48,7 +47,7 @@ class MixtureRollouts:
         self,
         student: LM,
         teacher: LM,
-        sources: Batches[list[Source]],
+        sources: Batches[Any],
         sampling: Sampling,
         *,
         alpha: float,
@@ -67,7 +66,7 @@ class MixtureRollouts:
         """Rollouts of the state's student, drawn with the state's key."""
         student = self._student.with_params(state.params)
         key = sampling_key(state)
-        parts, rows = [], 0
+        parts, sources, rows = [], [], 0
         while rows < self._rollouts:
             sources = self._sources.next(state)
             prompts = prompt_batch(student, sources, self._sampling)
@@ -110,7 +109,9 @@ class WithCorpus:
 
     def next(self, state: TrainState) -> MiniLLMBatch:
         """The next rollouts with the next plain text."""
-        return MiniLLMBatch(*self._rollouts.next(state), self._corpus.next(state))
+        pairs, student_logps, teacher_logps = self._rollouts.next(state)
+        corpus = self._corpus.next(state)
+        return MiniLLMBatch(pairs, student_logps, teacher_logps, corpus)
 
     def save(self) -> dict[str, Any]:
         """Both places."""
