@@ -8,7 +8,8 @@ SFT step (16 x 64 tokens; T5 reads half of them as the source), DPO step (16 pai
 prompts and completions of 24 tokens), generation (64 prompts of 24 tokens, 24 new
 ones: greedy, sampled, top-k 50, top-p 0.9), beam search (16 prompts, 4 beams) and one
 whole online round (16 prompts, 2 candidates each, then the DPO step; rewards
-excluded). Where torch and its transformers models are installed, each workload is
+excluded). Freed memory stays with the process, as in every stage of a run. Where torch
+and its transformers models are installed, each workload is
 timed there too, on the same weights and alternating, and the ratio of the medians of
 process CPU time is printed: below 1, jaxqr is faster. Before that, both have computed
 the same losses and the same tokens. Everything is pinned to one CPU core, unless there
@@ -33,6 +34,7 @@ import numpy as np
 import tyro
 
 from benchmarks import baselines
+from experiments.cli import keep_freed_memory
 from jaxqr import decode, models
 from jaxqr.train import state, steps
 from jaxqr.types import Pairs, Params, Preferences, PromptBatch
@@ -96,6 +98,7 @@ def main(config: Config) -> None:
         allowed = sorted(os.sched_getaffinity(0))[-config.cores :]
         os.sched_setaffinity(0, allowed)
         os.environ["OMP_NUM_THREADS"] = str(config.cores)
+    keep_freed_memory()
     size = SIZES[config.model]
     # Of thousands of random tokens hardly one is the end of text, and decoding runs
     # until the last row has it: to the full length.
@@ -212,7 +215,7 @@ def workloads(
     dpo = Preferences(*source, *whole("chosen"), *whole("rejected"), jnp.ones(PAIRS))
 
     def step(name, batch):
-        states[name], metrics = compiled[name](states[name], batch)
+        states[name], metrics = compiled[name](states[name], batch, {})
         jax.block_until_ready(states[name])
         return float(metrics["loss"])
 

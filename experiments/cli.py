@@ -20,11 +20,9 @@ import tyro
 C = TypeVar("C")
 
 # glibc's malloc.h
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 KEPT_BYTES = 1 << 30
 """Freed memory up to this size stays with the process."""
-LARGEST_MMAP_THRESHOLD = 1 << 25
-"""The most that glibc accepts on 64-bit machines."""
 
 CACHE_ROOM = 1 << 27
 """Bytes that must be free on the disk for the compilation cache."""
@@ -101,16 +99,20 @@ def keep_freed_memory() -> bool:
 
     A train step frees its temporaries and allocates them again in the next step. By
     default glibc gives them back to the system in between, and every page of them is
-    then faulted in again, and zeroed.
+    then faulted in again, and zeroed. The arenas that threads get give back whatever
+    the thresholds say, so there is one arena for all; it has to be said before threads
+    start.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not Linux, or another libc
         return False
-    return bool(
-        mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
-        and mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-    )
+    wanted = {
+        M_ARENA_MAX: 1,
+        M_MMAP_THRESHOLD: KEPT_BYTES,
+        M_TRIM_THRESHOLD: KEPT_BYTES,
+    }
+    return all([mallopt(option, value) for option, value in wanted.items()])
 
 
 def _command(name: str, config: Any) -> Any:
