@@ -143,7 +143,7 @@ def _check_kind(path: Path) -> None:
             f"{path} may not be read by this user; change its permissions (chmod +r)"
         ) from error
     if not start:
-        raise ValueError(f"{path} is empty; expected a {path.suffix} file")
+        raise ValueError(f"{path} is empty; write the table again")
     expects_parquet = path.suffix != ".csv"
     if expects_parquet and start.startswith(b"PAR"):
         return
@@ -256,7 +256,7 @@ def _read_csv(path: Path, required: Sequence[str], wanted: Sequence[str]) -> pa.
 
 
 def _read_header(path: Path, required: Sequence[str]) -> _Header:
-    """The names of the columns, split at whichever separator yields the required."""
+    """The names of the columns, split where most of the required ones result."""
     candidates = list(SEPARATORS)
     skipped = 0
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -272,27 +272,27 @@ def _read_header(path: Path, required: Sequence[str]) -> _Header:
                 # A name may have line breaks inside quotes.
                 if "".join(lines).count('"') % 2 == 0 or len(lines) == 100:
                     break
-        is_all = not file.read(1)
-    if "\0" in "".join(lines):
-        raise ValueError(f"{path} has NUL bytes in its header (UTF-16?); {_UTF8}")
-    try:
-        "".join(lines).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{path} has a header that is not UTF-8; {_UTF8}") from error
     headers = []
     for separator in candidates:
+        reader = csv.reader(lines, delimiter=separator)
         try:
-            names = next(csv.reader(lines, delimiter=separator), [])
+            names = next(reader, [])
         except csv.Error as error:
             raise ValueError(
                 f"{path} has a header that cannot be read: {error}; expected one line "
                 "with the names of the columns"
             ) from error
-        headers.append(_Header(names, separator, skipped, is_all))
-    for header in headers:
-        if {*required} <= {name.strip() for name in header.names}:
-            return header
-    return headers[0]
+        last = lines[reader.line_num - 1] if lines else ""
+        headers.append(_Header(names, separator, skipped, last.strip("\r\n") == last))
+    text = "".join(headers[0].names)
+    if "\0" in text:
+        raise ValueError(f"{path} has NUL bytes in its header (UTF-16?); {_UTF8}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path} has a header that is not UTF-8; {_UTF8}") from error
+    wanted = {*required}
+    return max(headers, key=lambda h: len(wanted & {name.strip() for name in h.names}))
 
 
 def _check_quotes(path: Path, buffer: pa.Buffer, header: _Header) -> None:
@@ -316,12 +316,11 @@ def _check_quotes(path: Path, buffer: pa.Buffer, header: _Header) -> None:
     row = len(lines) - 1 - header.skipped
     names = [*header.names, "after the last"]
     column = names[min(lines[-1].count(header.separator.encode()), len(names) - 1)]
-    start = bytes(data[wrong.start() : wrong.start() + 30])
+    start = bytes(data[wrong.start() : wrong.start() + 30]).decode(errors="replace")
     raise fault(
         path,
         row,
         column,
-        f"the field that begins with {start.decode(errors='replace')} has no closing "
-        "quote before a separator or line end; close it, and double the quotes that "
-        "belong to its text",
+        f"the field that begins with {start!r} has no closing quote before a separator "
+        "or line end; close it, and double the quotes that belong to its text",
     )

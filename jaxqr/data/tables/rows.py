@@ -205,8 +205,8 @@ def require_known(
             near = {_look(other): other for other in known}.get(_look(text))
             if near is not None:
                 remedy = (
-                    f"it differs from {near!a} in case, spaces or Unicode form only; "
-                    "write both the same way"
+                    f"it differs from {near!a} only in case, spaces, Unicode form or "
+                    "a final .0; write both the same way"
                 )
             shown = repr(text) if near is None or text.isascii() else ascii(text)
             row = int(np.argmax(codes == code)) + 1
