@@ -178,7 +178,7 @@ def _digits(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(texts, pa.string()).take(encoded.indices)])
 
 
-def _number_wanted(value: str | float | Decimal, highest: float) -> str:
+def _number_wanted(value: str | int | float | Decimal, highest: float) -> str:
     if isinstance(value, str) and re.fullmatch(r"\d+,\d+", value.strip()):
         point = value.strip().replace(",", ".")
         return f"{value!r}; write a decimal point in place of the comma, as in {point}"
@@ -190,7 +190,7 @@ def _number_wanted(value: str | float | Decimal, highest: float) -> str:
     )
 
 
-def _number(value: str | float | Decimal | None) -> float | None:
+def _number(value: str | int | float | Decimal | None) -> float | None:
     """The number; NaN for a text that is none."""
     if not isinstance(value, str):
         return None if value is None else float(value)

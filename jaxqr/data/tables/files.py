@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int
 from pyarrow import csv as arrow_csv
@@ -198,7 +197,7 @@ def _read_csv(path: Path, required: Sequence[str], wanted: Sequence[str]) -> pa.
     header = _read_header(path, required)
     with pa.memory_map(str(path)) as file:
         buffer = file.read_buffer()
-    _check_quotes(path, buffer, header)
+    _check_bytes(path, buffer, header)
     positions = _positions(path, header.names, required, wanted)
     if header.is_all:
         raise ValueError(f"{path} has no rows after its header; expected at least one")
@@ -246,13 +245,7 @@ def _read_csv(path: Path, required: Sequence[str], wanted: Sequence[str]) -> pa.
             f"{ragged[0].expected_columns}; put fields that contain "
             f"{SEPARATORS.get(header.separator, header.separator)} in double quotes",
         )
-    table = pa.table({name: table[names[i]] for name, i in positions.items()})
-    for name in wanted:
-        if name in table.column_names:
-            row = pc.index(pc.match_substring(table[name], b"\0"), True).as_py()
-            if row >= 0:
-                raise fault(path, row + 1, name, f"has a NUL byte; {_UTF8}")
-    return table
+    return pa.table({name: table[names[i]] for name, i in positions.items()})
 
 
 def _read_header(path: Path, required: Sequence[str]) -> _Header:
@@ -295,10 +288,10 @@ def _read_header(path: Path, required: Sequence[str]) -> _Header:
     return max(headers, key=lambda h: len(wanted & {name.strip() for name in h.names}))
 
 
-def _check_quotes(path: Path, buffer: pa.Buffer, header: _Header) -> None:
-    """Raises if a quoted field is not closed, or goes on after its closing quote.
+def _check_bytes(path: Path, buffer: pa.Buffer, header: _Header) -> None:
+    """Raises for NUL bytes, and for quoted fields that go on after a closing quote.
 
-    Arrow's reader takes what follows into the field, other rows too.
+    Arrow's reader would take what follows into the field, other rows too.
     """
     separator = re.escape(header.separator.encode())
     quoted = re.compile(
@@ -308,19 +301,21 @@ def _check_quotes(path: Path, buffer: pa.Buffer, header: _Header) -> None:
     data = memoryview(buffer)
     data = data[3:] if data[:3] == b"\xef\xbb\xbf" else data
     wrong = next((match for match in quoted.finditer(data) if match.lastindex), None)
+    if wrong is not None:
+        start = bytes(data[wrong.start() : wrong.start() + 30]).decode(errors="replace")
+        problem = (
+            f"the field that begins with {start!r} has no closing quote before a "
+            "separator or line end; close it, and double the quotes that belong to "
+            "its text"
+        )
+    else:
+        wrong = re.compile(rb"\0").search(data)
+        problem = f"has a NUL byte; {_UTF8}"
     if wrong is None:
         return
-    # Each field in quotes becomes a letter, then lines are rows.
+    # Each field in quotes becomes a letter; then lines are rows.
     before = quoted.sub(b"q", data[: wrong.start()]) + b"q"
     lines = [line for line in re.split(rb"[\r\n]+", before) if line]
-    row = len(lines) - 1 - header.skipped
     names = [*header.names, "after the last"]
     column = names[min(lines[-1].count(header.separator.encode()), len(names) - 1)]
-    start = bytes(data[wrong.start() : wrong.start() + 30]).decode(errors="replace")
-    raise fault(
-        path,
-        row,
-        column,
-        f"the field that begins with {start!r} has no closing quote before a separator "
-        "or line end; close it, and double the quotes that belong to its text",
-    )
+    raise fault(path, len(lines) - 1 - header.skipped, column, problem)
