@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxqr.data import esci
-from jaxqr.records import Product
+from jaxqr.records import Labels, Product
 
 EXAMPLES = {
     "query": ["sofa", "sofa", "sofá", "tent", "tent", "rug", "sofa"],
@@ -34,7 +34,10 @@ def folder(request, tmp_path):
 
 
 def test_load(folder):
-    products, split, judgements = esci.load(folder)
+    products, split, judgements, labels, fully_judged = esci.load(folder)
+    assert labels == Labels()
+    # Without a column that says otherwise every list is whole.
+    assert fully_judged is None
     # "A" is another product in each locale; "C" is judged but has no text.
     assert products == {
         "A": Product("A", "Sofa", "<b>soft</b>", "x\ny", "Lisa", "red"),
@@ -65,8 +68,54 @@ def test_locale_and_version(folder):
         esci.load(folder, version="large")
 
 
-def test_every_official_list_is_whole(folder):
-    assert esci.fully_judged(folder) == ["sofa", "tent", "rug"]
+@pytest.mark.parametrize("kind", [pa.bool_(), pa.int8(), pa.float64(), pa.string()])
+def test_fully_judged(tmp_path, kind):
+    pq.write_table(pa.table(PRODUCTS), tmp_path / "products.parquet")
+    # All rows of a query must say so, in the locale alone.
+    marks = pa.array([1, 1, 0, 1, None, 1, 1], pa.int8())
+    if kind == pa.string():
+        marks = marks.cast(pa.bool_())
+    table = EXAMPLES | {"fully_judged": marks.cast(kind)}
+    pq.write_table(pa.table(table), tmp_path / "examples.parquet")
+    assert esci.load(tmp_path).fully_judged == {"sofa", "rug"}
+    assert esci.load(tmp_path, locale="es").fully_judged == frozenset()
+    assert esci.load(tmp_path, version="small").fully_judged == {"sofa"}
+    table["fully_judged"] = ["true"] * 6 + ["perhaps"]
+    pq.write_table(pa.table(table), tmp_path / "examples.parquet")
+    with pytest.raises(ValueError, match=r"data row 7.*'fully_judged'.*'perhaps'"):
+        esci.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [pa.bool_(), pa.int64(), pa.float64()])
+def test_types_of_the_version(tmp_path, kind):
+    pq.write_table(pa.table(PRODUCTS), tmp_path / "products.parquet")
+    flag = EXAMPLES["small_version"].cast(kind)
+    table = pa.table(EXAMPLES | {"small_version": flag})
+    pq.write_table(table, tmp_path / "examples.parquet")
+    assert list(esci.load(tmp_path, version="small").split) == ["sofa"]
+    table = pa.table(EXAMPLES | {"small_version": [1, 1, 1, 0, 0, 0, 2]})
+    pq.write_table(table, tmp_path / "examples.parquet")
+    with pytest.raises(ValueError, match=r"data row 7.*'small_version'.*'2'"):
+        esci.load(tmp_path, version="small")
+
+
+def test_ids_and_attributes_that_are_numbers(tmp_path):
+    pq.write_table(
+        pa.table(EXAMPLES | {"product_id": [1, 2, 1, 1, 3, 2, 1]}),
+        tmp_path / "examples.parquet",
+    )
+    numbers = {"product_id": [1.0, 1.0, 2.0, 4.0], "product_brand": [None, 5, 6, 7]}
+    pq.write_table(pa.table(PRODUCTS | numbers), tmp_path / "products.parquet")
+    products = esci.load(tmp_path).products
+    assert {id: product.brand for id, product in products.items()} == {
+        "1": "5",
+        "2": "6",
+        "4": "7",
+    }
+    lists = PRODUCTS | {"product_bullet_point": [["a"]] * 4}
+    pq.write_table(pa.table(lists), tmp_path / "products.parquet")
+    with pytest.raises(ValueError, match=r"products\.parquet.*'product_bullet_point'"):
+        esci.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -104,13 +153,14 @@ def test_bad_files(tmp_path):
 
 
 def test_extract(esci_folder):
-    products, split, judgements = esci.load(esci_folder)
+    products, split, judgements, _, fully_judged = esci.load(esci_folder)
     assert len(products) == 7492
     assert len(judgements.query) == 36608
     assert len(split) == 9853
     assert split.keys() == set(judgements.query)
     assert set(np.unique(judgements.label)) == set("ESCI")
-    whole = esci.fully_judged(esci_folder)
+    assert fully_judged is not None
+    whole = sorted(fully_judged)
     assert len(whole) == 115
     # 99.9 % of the rows of whole lists have product text.
     inside = np.isin(judgements.query.astype(str), whole)

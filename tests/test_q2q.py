@@ -1,12 +1,13 @@
 import itertools
 import json
+import unicodedata
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from jaxqr.data import esci, q2q
-from jaxqr.records import Collection, Judgements
+from jaxqr.records import Collection, Judgements, Labels
 
 
 def collect(rows, split=None):
@@ -19,7 +20,7 @@ def collect(rows, split=None):
 
 
 def every_pair(pairs):
-    return [pair for side in pairs[:3] for pair in side]
+    return [pair for split in pairs[:3] for pair in split]
 
 
 @pytest.fixture(scope="module")
@@ -69,40 +70,40 @@ def test_pairs_match_a_double_loop(random_world, labels, k, max_degree):
     assert pairs.statistics.shared_at_least.get(k, 0) == len(expected)
 
 
-def test_sides_are_components(random_world):
+def test_splits_are_components(random_world):
     pairs = q2q.query_pairs(random_world)
-    sides = [{query for pair in side for query in pair} for side in pairs[:3]]
-    assert all(sides)
-    for a, b in itertools.combinations(sides, 2):
+    splits = [{query for pair in split for query in pair} for split in pairs[:3]]
+    assert all(splits)
+    for a, b in itertools.combinations(splits, 2):
         assert not a & b
     official = {query for query, s in random_world.split.items() if s == "test"}
-    assert not official & (sides[0] | sides[1])
-    # Closing the set of official test queries over pairs gives the test side.
-    reached = official & set.union(*sides)
+    assert not official & (splits[0] | splits[1])
+    # Closing the set of official test queries over pairs gives the test split.
+    reached = official & set.union(*splits)
     for _ in range(60):
         reached |= {b for a, b in every_pair(pairs) if a in reached}
-    assert reached == sides[2]
+    assert reached == splits[2]
     counts = pairs.statistics.splits
     assert [counts[name]["pairs"] for name in counts] == [
-        len(side) // 2 for side in pairs[:3]
+        len(split) // 2 for split in pairs[:3]
     ]
-    assert [counts[name]["queries"] for name in counts] == [len(s) for s in sides]
+    assert [counts[name]["queries"] for name in counts] == [len(s) for s in splits]
     assert sum(c["components"] for c in counts.values()) == pairs.statistics.components
 
 
 def blocks(count, split=None):
     return collect(
-        [f"{side}{i}: x{i} y{i}" for i in range(count) for side in "ab"], split
+        [f"{name}{i}: x{i} y{i}" for i in range(count) for name in "ab"], split
     )
 
 
 def test_shares():
     # One test component; of the other hundred a fifth is for validation.
     pairs = q2q.query_pairs(blocks(101, {"a0": "test"}))
-    assert [len(side) // 2 for side in pairs[:3]] == [80, 20, 1]
+    assert [len(split) // 2 for split in pairs[:3]] == [80, 20, 1]
     # Nobody named test queries: the fifth is divided.
     pairs = q2q.query_pairs(blocks(100))
-    assert [len(side) // 2 for side in pairs[:3]] == [80, 10, 10]
+    assert [len(split) // 2 for split in pairs[:3]] == [80, 10, 10]
     # Both are named: nothing else is held out.
     pairs = q2q.query_pairs(blocks(102, {"a0": "test", "b7": "validation"}))
     assert pairs.test == [("a0", "b0"), ("b0", "a0")]
@@ -113,7 +114,7 @@ def test_shares():
 
 def test_a_giant_component_stays_in_training():
     giant = [f"g{i}: x y" for i in range(12)]
-    small = [f"{side}{i}: x{i} y{i}" for i in range(20) for side in "ab"]
+    small = [f"{name}{i}: x{i} y{i}" for i in range(20) for name in "ab"]
     for seed in range(5):
         pairs = q2q.query_pairs(collect(giant + small), seed=seed)
         assert ("g0", "g1") in pairs.train
@@ -128,11 +129,11 @@ def test_seed():
     assert first.test != other.test
 
 
-def test_case_and_blanks():
+def test_case_and_whitespace():
     rows = ["Red Sofa: a b", "red  sofa: a b", "couch: a b"]
     rows += ["RUG: c d", "carpet: c d", "Tent : e f", "shelter: e f"]
     pairs = q2q.query_pairs(collect(rows, {"rug": "test", "tent": "train"}))
-    # A rewrite that folds to its query is no rewrite, but ties both to one side.
+    # A rewrite that folds to its query is no rewrite, but ties both to one split.
     assert pairs.statistics.candidates == 5
     assert pairs.statistics.copies == 1
     assert ("Red Sofa", "red  sofa") not in every_pair(pairs)
@@ -147,6 +148,87 @@ def test_twins_tie_components():
         pairs = q2q.query_pairs(collect(rows), seed=seed)
         assert pairs.statistics.components == 1
         assert len(pairs.train) == 4
+
+
+SAME = {
+    "composed accents": ("café crème", unicodedata.normalize("NFD", "café crème")),
+    "Vietnamese": ("giày đỏ", unicodedata.normalize("NFD", "GIÀY ĐỎ")),
+    "kana": ("スカート ピンク", unicodedata.normalize("NFD", "スカート ピンク")),
+    "hangul": ("가방", unicodedata.normalize("NFD", "가방")),
+    "order of marks": ("q\u0307\u0323", "q\u0323\u0307"),
+    "iota subscript": ("ᾳ\u0301", "Α\u0301Ι"),
+    "angstrom sign": ("\u212b", "\u00c5"),
+    "sharp s": ("STRASSE", "straße"),
+    "case makes a new accent": ("ΐ", "Ϊ\u0301"),
+    "zero-width space": ("red\u200b sofa", "red sofa"),
+    "joiners": ("می\u200cخواهم", "میخواهم"),
+    "byte-order mark": ("\ufeffsofa", "sofa"),
+    "soft hyphen": ("arm\u00adchair", "armchair"),
+    "directions": ("\u200esofa\u200f", "sofa"),
+    "emoji presentation": ("♥\ufe0f", "♥"),
+    "no-break space": ("red\u00a0sofa", "red sofa"),
+    "other spaces": ("\u3000red\u2003\tsofa\n", "red sofa"),
+}
+DIFFERENT = {
+    "accents": ("café", "cafe"),
+    "superscript": ("m²", "m2"),
+    "fraction": ("½", "1⁄2"),
+    "full width": ("Ａ４", "A4"),
+    "words": ("sun glasses", "sunglasses"),
+}
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_folded_takes_for_one(kind):
+    one, other = SAME[kind]
+    assert one != other
+    assert q2q.folded(one) == q2q.folded(other)
+    for text in (one, other):
+        assert q2q.folded(q2q.folded(text)) == q2q.folded(text)
+        assert unicodedata.is_normalized("NFC", q2q.folded(text))
+
+
+@pytest.mark.parametrize("kind", DIFFERENT)
+def test_folded_keeps_apart(kind):
+    one, other = DIFFERENT[kind]
+    assert q2q.folded(one) != q2q.folded(other)
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_forms_of_one_query(kind):
+    one, other = SAME[kind]
+    # They make no pair, although they share products.
+    rows = {one: "ab", other: "ab", "couch": "ab"}
+    pairs = q2q.query_pairs(collect([f"{q}: {a} {b}" for q, (a, b) in rows.items()]))
+    assert pairs.statistics.copies == 1
+    assert {frozenset(pair) for pair in every_pair(pairs)} == {
+        frozenset({one, "couch"}),
+        frozenset({other, "couch"}),
+    }
+    # One is officially a test query, and the other must not be trained on.
+    rows = [f"{one}: a b", "couch: a b", f"{other}: c d", "settee: c d"]
+    collection = collect(rows, {one: "test"})
+    pairs = q2q.query_pairs(collection, held_out=0.0)
+    assert not pairs.train + pairs.validation
+    assert pairs.statistics.components == 1
+    for leak in (one, other):
+        worse = pairs._replace(train=[(leak, "new")])
+        with pytest.raises(ValueError, match="is in"):
+            q2q.check_leaks(worse, collection)
+
+
+def test_labels_of_the_collection():
+    rows = [("a", "1", "hot"), ("a", "2", "warm"), ("b", "1", "hot"), ("b", "2", "hot")]
+    judgements = Judgements(*(np.array(c, object) for c in zip(*rows, strict=True)))
+    split = {"a": "train", "b": "train"}
+    labels = Labels(("hot", "warm", "cold"), (1.0, 0.5, 0.0), ("hot", "warm"))
+    collection = Collection({}, split, judgements, labels)
+    assert q2q.query_pairs(collection).statistics.pairs == 1
+    assert q2q.query_pairs(collection, labels=("hot",)).statistics.pairs == 0
+    with pytest.raises(ValueError, match=r"'E'.*'hot', 'warm', 'cold'"):
+        q2q.query_pairs(collection, labels=("E",))
+    strict = collection._replace(labels=labels._replace(relevant=("hot",)))
+    assert q2q.query_pairs(strict).statistics.pairs == 0
 
 
 def test_popular_products_are_skipped():
@@ -189,8 +271,8 @@ def test_leaks_raise():
         "validation": [("new", " b0")],
         "test": [pairs.train[0]],
     }
-    for side, leak in leaks.items():
-        worse = pairs._replace(**{side: getattr(pairs, side) + leak})
+    for split, leak in leaks.items():
+        worse = pairs._replace(**{split: getattr(pairs, split) + leak})
         with pytest.raises(ValueError, match="is in"):
             q2q.check_leaks(worse, collection)
     worse = pairs._replace(train=[("a1", "new")], validation=[])

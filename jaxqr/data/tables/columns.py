@@ -169,26 +169,28 @@ def _digits(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
             texts.append(str(int(value)))
         else:
             row = pc.index(encoded.indices, code).as_py() + 1
+            exact = "" if highest == math.inf else f" up to {highest:,}"
             problem = (
-                f"{value} in a column of {column.type}; expected texts, or whole "
-                f"numbers up to {highest}. Make texts of them when the table is written"
+                f"{value} in a column of {column.type}; expected texts or whole "
+                f"numbers{exact}. Make texts of them when the table is written"
             )
             raise fault(path, row, name, problem)
     return pa.chunked_array([pa.array(texts, pa.string()).take(encoded.indices)])
 
 
-def _number_wanted(value: str | float | Decimal, highest: float) -> str:
+def _number_wanted(value: str | int | float | Decimal, highest: float) -> str:
     if isinstance(value, str) and re.fullmatch(r"\d+,\d+", value.strip()):
         point = value.strip().replace(",", ".")
         return f"{value!r}; write a decimal point in place of the comma, as in {point}"
-    limit = "" if highest == math.inf else f" to {highest:g}"
+    if highest < math.inf:
+        return f"{value!r}; expected a number from 0 to {highest:g}, such as 0.5"
     return (
-        f"{value!r}; expected a number from 0{limit} such as 0.99 or 12, without signs "
-        "of currencies or thousands; correct it or leave it empty"
+        f"{value!r}; expected a number such as 12.99, not negative, without signs of "
+        "currencies or thousands; correct it or leave it empty"
     )
 
 
-def _number(value: str | float | Decimal | None) -> float | None:
+def _number(value: str | int | float | Decimal | None) -> float | None:
     """The number; NaN for a text that is none."""
     if not isinstance(value, str):
         return None if value is None else float(value)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int
 from pyarrow import csv as arrow_csv
@@ -143,7 +142,7 @@ def _check_kind(path: Path) -> None:
             f"{path} may not be read by this user; change its permissions (chmod +r)"
         ) from error
     if not start:
-        raise ValueError(f"{path} is empty; expected a {path.suffix} file")
+        raise ValueError(f"{path} is empty; write the table again")
     expects_parquet = path.suffix != ".csv"
     if expects_parquet and start.startswith(b"PAR"):
         return
@@ -198,7 +197,7 @@ def _read_csv(path: Path, required: Sequence[str], wanted: Sequence[str]) -> pa.
     header = _read_header(path, required)
     with pa.memory_map(str(path)) as file:
         buffer = file.read_buffer()
-    _check_quotes(path, buffer, header)
+    _check_bytes(path, buffer, header)
     positions = _positions(path, header.names, required, wanted)
     if header.is_all:
         raise ValueError(f"{path} has no rows after its header; expected at least one")
@@ -246,17 +245,11 @@ def _read_csv(path: Path, required: Sequence[str], wanted: Sequence[str]) -> pa.
             f"{ragged[0].expected_columns}; put fields that contain "
             f"{SEPARATORS.get(header.separator, header.separator)} in double quotes",
         )
-    table = pa.table({name: table[names[i]] for name, i in positions.items()})
-    for name in wanted:
-        if name in table.column_names:
-            row = pc.index(pc.match_substring(table[name], b"\0"), True).as_py()
-            if row >= 0:
-                raise fault(path, row + 1, name, f"has a NUL byte; {_UTF8}")
-    return table
+    return pa.table({name: table[names[i]] for name, i in positions.items()})
 
 
 def _read_header(path: Path, required: Sequence[str]) -> _Header:
-    """The names of the columns, split at whichever separator yields the required."""
+    """The names of the columns, split where most of the required ones result."""
     candidates = list(SEPARATORS)
     skipped = 0
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -272,33 +265,33 @@ def _read_header(path: Path, required: Sequence[str]) -> _Header:
                 # A name may have line breaks inside quotes.
                 if "".join(lines).count('"') % 2 == 0 or len(lines) == 100:
                     break
-        is_all = not file.read(1)
-    if "\0" in "".join(lines):
-        raise ValueError(f"{path} has NUL bytes in its header (UTF-16?); {_UTF8}")
-    try:
-        "".join(lines).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{path} has a header that is not UTF-8; {_UTF8}") from error
     headers = []
     for separator in candidates:
+        reader = csv.reader(lines, delimiter=separator)
         try:
-            names = next(csv.reader(lines, delimiter=separator), [])
+            names = next(reader, [])
         except csv.Error as error:
             raise ValueError(
                 f"{path} has a header that cannot be read: {error}; expected one line "
                 "with the names of the columns"
             ) from error
-        headers.append(_Header(names, separator, skipped, is_all))
-    for header in headers:
-        if {*required} <= {name.strip() for name in header.names}:
-            return header
-    return headers[0]
+        last = lines[reader.line_num - 1] if lines else ""
+        headers.append(_Header(names, separator, skipped, last.strip("\r\n") == last))
+    text = "".join(headers[0].names)
+    if "\0" in text:
+        raise ValueError(f"{path} has NUL bytes in its header (UTF-16?); {_UTF8}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path} has a header that is not UTF-8; {_UTF8}") from error
+    wanted = {*required}
+    return max(headers, key=lambda h: len(wanted & {name.strip() for name in h.names}))
 
 
-def _check_quotes(path: Path, buffer: pa.Buffer, header: _Header) -> None:
-    """Raises if a quoted field is not closed, or goes on after its closing quote.
+def _check_bytes(path: Path, buffer: pa.Buffer, header: _Header) -> None:
+    """Raises for NUL bytes, and for quoted fields that go on after a closing quote.
 
-    Arrow's reader takes what follows into the field, other rows too.
+    Arrow's reader would take what follows into the field, other rows too.
     """
     separator = re.escape(header.separator.encode())
     quoted = re.compile(
@@ -308,20 +301,21 @@ def _check_quotes(path: Path, buffer: pa.Buffer, header: _Header) -> None:
     data = memoryview(buffer)
     data = data[3:] if data[:3] == b"\xef\xbb\xbf" else data
     wrong = next((match for match in quoted.finditer(data) if match.lastindex), None)
+    if wrong is not None:
+        start = bytes(data[wrong.start() : wrong.start() + 30]).decode(errors="replace")
+        problem = (
+            f"the field that begins with {start!r} has no closing quote before a "
+            "separator or line end; close it, and double the quotes that belong to "
+            "its text"
+        )
+    else:
+        wrong = re.compile(rb"\0").search(data)
+        problem = f"has a NUL byte; {_UTF8}"
     if wrong is None:
         return
-    # Each field in quotes becomes a letter, then lines are rows.
+    # Each field in quotes becomes a letter; then lines are rows.
     before = quoted.sub(b"q", data[: wrong.start()]) + b"q"
     lines = [line for line in re.split(rb"[\r\n]+", before) if line]
-    row = len(lines) - 1 - header.skipped
     names = [*header.names, "after the last"]
     column = names[min(lines[-1].count(header.separator.encode()), len(names) - 1)]
-    start = bytes(data[wrong.start() : wrong.start() + 30])
-    raise fault(
-        path,
-        row,
-        column,
-        f"the field that begins with {start.decode(errors='replace')} has no closing "
-        "quote before a separator or line end; close it, and double the quotes that "
-        "belong to its text",
-    )
+    raise fault(path, len(lines) - 1 - header.skipped, column, problem)

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +49,15 @@ def to_products(
             fields.append(to_numbers(path, table, name, rows))
         else:
             fields.append(table[name].fill_null("").to_pylist())
-    products: dict[str, Product] = {}
-    for row, values in zip(rows, zip(*fields, strict=True), strict=True):
-        product = Product._make(values)
-        if problem := _unusable(product.id):
-            raise fault(path, row, columns["id"], problem)
-        if product.id in products:
-            problem = f"{product.id!r} occurs a second time; keep one row per product"
-            raise fault(path, row, columns["id"], problem)
-        products[product.id] = product
+    ids = fields[0]
+    if wrong := _first_unusable(ids):
+        raise fault(path, rows[wrong[0]], columns["id"], wrong[1])
+    made = map(Product._make, zip(*fields, strict=True))
+    products = dict(zip(ids, made, strict=True))
+    if len(products) < len(ids):
+        at = _first_repeated(ids)
+        problem = f"{ids[at]!r} occurs a second time; keep one row per product"
+        raise fault(path, rows[at], columns["id"], problem)
     return products
 
 
@@ -91,9 +91,8 @@ def to_judgements(
         ("query", query, queries),
         ("product_id", product, ids),
     ):
-        for code, text in enumerate(texts):
-            if problem := _unusable(text):
-                raise fault(path, rows[np.argmax(codes == code)], column, problem)
+        if wrong := _first_unusable(texts):
+            raise fault(path, rows[np.argmax(codes == wrong[0])], column, wrong[1])
     for code, text in enumerate(names):
         if text not in labels.names:
             problem = (
@@ -127,22 +126,24 @@ def to_split(
       ValueError: a query is empty or occurs twice, a split is none of `SPLITS`, or a
         value of `fully_judged` is no bool.
     """
-    queries = table["query"].to_pylist()
-    names: list[str | None] = [None] * len(table)
+    queries = table["query"].fill_null("").to_pylist()
+    if wrong := _first_unusable(queries):
+        raise fault(path, wrong[0] + 1, "query", wrong[1])
+    names = ["train"] * len(table)
     if "split" in table.column_names:
-        names = table["split"].to_pylist()
-    split: dict[str, str] = {}
-    for row, (query, name) in enumerate(zip(queries, names, strict=True), start=1):
-        if problem := _unusable(query or ""):
-            raise fault(path, row, "query", problem)
-        if query in split:
-            problem = f"{query!r} occurs a second time; keep one row per query"
-            raise fault(path, row, "query", problem)
-        if name not in (None, "", *SPLITS):
-            expected = ", ".join(SPLITS)
-            problem = f"{name!r} is not a split; expected {expected}, or nothing"
-            raise fault(path, row, "split", problem)
-        split[query] = name or "train"
+        codes, texts = factorize(table["split"])
+        for code, text in enumerate(texts):
+            if text not in ("", *SPLITS):
+                expected = ", ".join(SPLITS)
+                problem = f"{text!r} is not a split; expected {expected}, or nothing"
+                raise fault(path, int(np.argmax(codes == code)) + 1, "split", problem)
+        texts[texts == ""] = "train"
+        names = texts[codes].tolist()
+    split = dict(zip(queries, names, strict=True))
+    if len(split) < len(queries):
+        at = _first_repeated(queries)
+        problem = f"{queries[at]!r} occurs a second time; keep one row per query"
+        raise fault(path, at + 1, "query", problem)
     if "fully_judged" not in table.column_names:
         return split, None
     fully = to_bools(path, table, "fully_judged", data_rows(table))
@@ -162,13 +163,14 @@ def to_labels(path: Path, table: pa.Table) -> Labels:
     relevant: list[bool | None] = [None] * len(table)
     if "relevant" in table.column_names:
         relevant = to_bools(path, table, "relevant", rows)
+    if wrong := _first_unusable(names):
+        raise fault(path, wrong[0] + 1, "label", wrong[1])
+    if len(set(names)) < len(names):
+        at = _first_repeated(names)
+        problem = f"{names[at]!r} occurs a second time; keep one row per label"
+        raise fault(path, at + 1, "label", problem)
     checked: list[float] = []
     for row, name, gain in zip(rows, names, gains, strict=True):
-        if problem := _unusable(name):
-            raise fault(path, row, "label", problem)
-        if name in names[: row - 1]:
-            problem = f"{name!r} occurs a second time; keep one row per label"
-            raise fault(path, row, "label", problem)
         if gain is None:
             raise fault(path, row, "gain", "empty; every label needs a gain in [0, 1]")
         if checked and gain > checked[-1]:
@@ -205,21 +207,29 @@ def require_known(
             near = {_look(other): other for other in known}.get(_look(text))
             if near is not None:
                 remedy = (
-                    f"it differs from {near!a} in case, spaces or Unicode form only; "
-                    "write both the same way"
+                    f"it differs from {near!a} only in case, spaces, Unicode form or "
+                    "a final .0; write both the same way"
                 )
             shown = repr(text) if near is None or text.isascii() else ascii(text)
             row = int(np.argmax(codes == code)) + 1
             raise fault(path, row, column, f"{shown} is unknown; {remedy}")
 
 
-def _unusable(text: str) -> str:
-    """What is wrong with an id, a query or a label, if anything is."""
-    if not text.strip():
-        return "empty; fill it in or drop the row"
-    if "\0" in text:
-        return f"{text!r} has a NUL byte; remove it"
-    return ""
+def _first_unusable(texts: Sequence[str] | np.ndarray) -> tuple[int, str] | None:
+    """The first text that cannot be an id, a query or a label, and why."""
+    if all(map(str.strip, texts)) and "\0" not in "".join(texts):
+        return None
+    for index, text in enumerate(texts):
+        if not text.strip():
+            return index, "empty; fill it in or drop the row"
+        if "\0" in text:
+            return index, f"{text!r} has a NUL byte; remove it"
+    return None
+
+
+def _first_repeated(texts: Sequence[str]) -> int:
+    seen = set()
+    return next(i for i, text in enumerate(texts) if text in seen or seen.add(text))
 
 
 def _look(text: str) -> str:

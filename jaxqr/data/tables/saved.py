@@ -96,7 +96,7 @@ def _tables(collection: Collection) -> dict[str, pa.Table]:
     rows = zip(*collection.products.values(), strict=True)
     columns = rows if collection.products else [()] * len(Product._fields)
     products = dict(zip(COLUMNS.values(), columns, strict=True))
-    queries: dict[str, list] = {
+    queries: dict[str, list[Any]] = {
         "query": list(collection.split),
         "split": list(collection.split.values()),
     }
