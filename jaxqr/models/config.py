@@ -19,7 +19,7 @@ class ModelConfig:
     """What the backward pass computes again instead of storing it: nothing, each block
     as a whole, or all of a block but its matrix products (`dots`)."""
     lora_rank: int = 0
-    """Rank of the adapters beside every linear map of the blocks, and BERT's pooler (Hu
+    """Rank of the adapters of every linear map of the blocks, and of BERT's pooler (Hu
     et al. 2021). With adapters, they and a classification head are all that is
     trained."""
     lora_alpha: float = 16.0

@@ -70,7 +70,7 @@ def load_pretrained(
             classifier, when a plain language model or a classifier of another number
             of classes is loaded with `num_labels=4`, say, and adapters
             (`lora_rank=8`). Without a key they are an error.
-        place: where a parameter of a given shape shall live, such as
+        place: the sharding of a parameter of a given shape, such as
             `partial(train.sharding.placed, mesh=mesh)`; the first device if it is None.
             Every device's part is read for itself: the host never holds a whole model.
         **overrides: config fields to set in place of the folder's.
@@ -144,7 +144,7 @@ def save_pretrained(
 
     Everything is complete before any of it appears under its name. `load_pretrained`
     reads back what was written bit for bit, adapters excepted: they are merged into
-    the maps that they stand beside, W + (alpha / rank) A B. A decoder's classifier is
+    their linear maps, W + (alpha / rank) A B. A decoder's classifier is
     exported with EOS for padding, by which transformers finds a row's last token; of
     rows that end in EOS it reads the token before.
 
