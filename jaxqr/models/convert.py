@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import flax.linen as nn
 import jax
@@ -243,7 +243,7 @@ def _chosen(family: Family, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that are fields of the config, by the names that both have.
 
     Raises:
-        ValueError: one is of another type.
+        ValueError: one is of another type, or of none of the supported kinds.
     """
     chosen = {}
     for field in dataclasses.fields(family.config):
@@ -254,6 +254,9 @@ def _chosen(family: Family, settings: Mapping[str, Any]) -> dict[str, Any]:
             continue  # as if it were not there
         if kind in NUMBERS and type(value) not in NUMBERS[kind]:
             raise ValueError(f"{field.name} is {value!r}: expected {kind.__name__}")
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            supported = " or ".join(map(repr, get_args(kind)))
+            raise ValueError(f"{field.name} is {value!r}; supported is {supported}")
         chosen[field.name] = value
     return chosen
 
