@@ -33,7 +33,7 @@ def refusal(folder, kind=ValueError, **options):
         models.load_pretrained(folder, **options)
     message = str(caught.value)
     assert message.count("\n") <= 1
-    assert len(message.replace(str(folder), "FOLDER")) < 500, message
+    assert len(message.replace(str(folder), "FOLDER")) < 600, message
     assert str(folder) in message
     return message
 
@@ -438,7 +438,7 @@ def test_tensors_of_another_family(tmp_path, name):
     assert "found none" in message  # of the model
     assert "expected none" in message  # of the other
     assert " missing, " in message
-    assert message.endswith(" more")
+    assert " more. Give a config.json and tensors of one model" in message
 
 
 @pytest.mark.parametrize(
@@ -501,4 +501,5 @@ def test_a_tokenizer_with_more_ids_than_embeddings(tmp_path, name):
     folder = write(tmp_path, name)
     message = refusal(folder, num_tokens=98)
     assert "num_tokens=98 is more than vocab_size=97: the tokenizer has ids" in message
+    assert "config.json" not in message  # which is not to blame
     assert models.load_pretrained(folder, num_tokens=97)[0].config.num_tokens == 97

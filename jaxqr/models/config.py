@@ -53,10 +53,10 @@ class LanguageModelConfig(ModelConfig):
         for name in ("num_tokens", "vocab_multiple"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected 1 or more")
-        rows = vars(self).get("vocab_size")
-        if None not in (self.num_tokens, rows) and self.num_tokens > rows:
+        count, rows = self.num_tokens, vars(self).get("vocab_size")
+        if count is not None and rows is not None and count > rows:
             raise ValueError(
-                f"num_tokens={self.num_tokens} is more than vocab_size={rows}: the "
+                f"num_tokens={count} is more than vocab_size={rows}: the "
                 "tokenizer has ids that the model has no embedding of; give the "
                 "tokenizer of this model"
             )

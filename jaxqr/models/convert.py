@@ -230,13 +230,17 @@ def _config(
     folder: Path,
     overrides: dict[str, Any],
 ) -> Any:
-    """The config of a folder."""
+    """The config of a folder, with some fields changed."""
     try:
         chosen = _chosen(family, settings) | family.read(settings, shapes)
         chosen = {k: tuple(v) if type(v) is list else v for k, v in chosen.items()}
-        return family.config(**(chosen | overrides))
+        config = family.config(**chosen)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
+    try:
+        return dataclasses.replace(config, **overrides)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
 
 
 def _chosen(family: Family, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,7 +257,8 @@ def _chosen(family: Family, settings: Mapping[str, Any]) -> dict[str, Any]:
         if value is None and kind in NUMBERS:
             continue  # as if it were not there
         if kind in NUMBERS and type(value) not in NUMBERS[kind]:
-            raise ValueError(f"{field.name} is {value!r}: expected {kind.__name__}")
+            expected = NUMBERS[kind][0].__name__
+            raise ValueError(f"{field.name} is {value!r}: expected {expected}")
         if get_origin(kind) is Literal and value not in get_args(kind):
             supported = " or ".join(map(repr, get_args(kind)))
             raise ValueError(f"{field.name} is {value!r}; supported is {supported}")
