@@ -10,7 +10,7 @@ Prints Markdown rows. The parameters are float32 whatever the folder has, and th
 bytes are the least that memory must hold. What it held is the peak of anonymous memory
 (RssAnon, looked up every 20 ms), the interpreter and its modules included; the
 high-water mark of the process (VmHWM) has the pages of mapped files as well, which the
-system may take back. Transformers maps a float32 folder and copies nothing of it. The
+system may take back. Transformers maps a float32 folder and copies none of it. The
 files are in the page cache: no disk is timed.
 
 Linux only. Without `--folder` there are at most 5 GB on the disk at a time; with it
@@ -253,7 +253,7 @@ def load_by_transformers(folder: Path) -> Span:
 
 
 def save(folder: Path, keep: bool) -> Span:
-    """Back into a folder; what was read goes first unless it shall be kept."""
+    """Back into a folder; what was read is deleted first unless `keep`."""
     span, model, params = loading(partial(models.load_pretrained, folder))
     if not keep:
         for file in folder.glob("*.safetensors"):

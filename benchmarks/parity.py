@@ -155,7 +155,7 @@ def small(length: int) -> Iterator[Case]:
 
 
 def lacking_bytes(config: Any) -> float:
-    """Bytes of memory that are missing for one copy of the model, and all beside it."""
+    """Bytes of memory that are missing for one copy of the model and all else."""
     model = models.build(config)
     shapes = jax.eval_shape(partial(models.init, model), jax.random.key(0))
     needed = 1.1 * sum(4 * x.size for x in jax.tree.leaves(shapes)) + 4 * SHARD_BYTES
@@ -179,7 +179,7 @@ def write(folder: str, config: Any) -> int:
         return x + rng.normal(0, 0.1, x.shape).astype(np.float32)
 
     # As `models.init`, but operation by operation: one program for all of them takes
-    # long to compile, and 1.5 times the model beside it.
+    # long to compile, and 1.5 times the model on top.
     params = model.init(jax.random.key(0), method="run_once")
     params = jax.tree.map(changed, params)
     models.save_pretrained(folder, model, params, shard_bytes=SHARD_BYTES)

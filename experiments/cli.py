@@ -112,7 +112,8 @@ def keep_freed_memory() -> bool:
         M_MMAP_THRESHOLD: KEPT_BYTES,
         M_TRIM_THRESHOLD: KEPT_BYTES,
     }
-    return all([mallopt(option, value) for option, value in wanted.items()])
+    done = [mallopt(option, value) for option, value in wanted.items()]
+    return all(done)
 
 
 def _command(name: str, config: Any) -> Any:

@@ -135,7 +135,7 @@ def dpo(
     label_smoothing: Number = 0.0,
     weight: Float[Array, " B"] | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Direct preference optimisation on sequence log-probabilities.
+    """Direct preference optimization on sequence log-probabilities.
 
     With the implicit reward `r(y) = beta (log pi(y) - log ref(y))` and the logit
     `x = r(chosen) - r(rejected) - margin`, a pair costs
@@ -268,7 +268,7 @@ def gae(
     gamma: Number = 1.0,
     lam: Number = 0.95,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """Generalised advantage estimation, and the returns for the value loss.
+    """Generalized advantage estimation, and the returns for the value loss.
 
         delta_t = r_t + gamma V_{t+1} - V_t
         A_t = delta_t + gamma lam A_{t+1}        return_t = A_t + V_t

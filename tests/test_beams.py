@@ -106,7 +106,7 @@ class Found(NamedTuple):
 def definition(
     next_logps, *, width, size, groups=1, diversity=0.0, length_penalty=1.0, ends=(EOS,)
 ):
-    """Diverse beam search of one prompt with lists; every sequence is read anew."""
+    """Diverse beam search of one prompt with lists; sequences are read whole."""
     running = [[Found(0.0, 0.0, ())] for _ in range(groups)]
     ended = [[] for _ in range(groups)]
     done = [False] * groups
@@ -293,12 +293,13 @@ def test_what_cannot_be_searched():
         decode.beam_search(
             *arguments, max_new_tokens=2, num_beams=4, diversity_penalty=0.5
         )
-    endless = Recurrent(Config(None))
-    with pytest.raises(ValueError, match="eos_token_id=None ends no row"):
-        decode.beam_search(endless, *arguments[1:], max_new_tokens=2, num_beams=2)
+    for ends in (None, (), 50256, (50256, -1)):
+        endless = Recurrent(Config(ends))
+        with pytest.raises(ValueError, match=r"eos_token_id=.* ends no row"):
+            decode.beam_search(endless, *arguments[1:], max_new_tokens=2, num_beams=2)
 
 
-# With the models, and beside transformers
+# With the models, and against transformers
 
 
 SIZE = (6, 3)  # beams and groups; compiled once

@@ -152,7 +152,7 @@ def test_every_device_reads_its_own_part(tmp_path, originals, name, monkeypatch)
     class Spy:
         def __init__(self, stored):
             self.stored = stored
-            self.get_shape = stored.get_shape
+            self.get_shape, self.get_dtype = stored.get_shape, stored.get_dtype
 
         def __getitem__(self, index):
             part = self.stored[index]

@@ -1,5 +1,7 @@
 """Sampling against enumeration, teacher forcing, and a loop without a cache."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -257,3 +259,26 @@ def test_an_excluded_token_is_never_drawn():
     logits[:, 17], logits[:, 31] = 0.0, -20.0
     drawn = np.asarray(decode.sample(jnp.asarray(logits), jax.random.key(1)))
     assert set(drawn) <= {17, 31}
+
+
+def test_an_end_of_text_must_be_predicted(tiny, prompts):
+    """One that is not would never come, and every row would run to its full length."""
+    model, params = tiny
+
+    def draw(**fields):
+        other = models.build(dataclasses.replace(model.config, **fields))
+        return decode.generate(
+            other, params, prompts, jax.random.key(0), max_new_tokens=NEW
+        )
+
+    for ends in (None, (), V, 50256, (V, -1)):
+        message = rf"eos_token_id=.* ends no row: .* one of the {V} tokens"
+        with pytest.raises(ValueError, match=message):
+            draw(eos_token_id=ends)
+    with pytest.raises(ValueError, match=r"eos_token_id=12 .* one of the 12 tokens"):
+        draw(eos_token_id=12, num_tokens=12)
+    # Of several the others count, and the first of them fills finished rows.
+    drawn = draw(eos_token_id=(50256, EOS, 3))
+    expected = draw(eos_token_id=(EOS, 3))
+    np.testing.assert_array_equal(drawn.tokens, expected.tokens)
+    assert not np.asarray(drawn.mask).all()

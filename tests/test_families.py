@@ -241,7 +241,7 @@ def test_fresh_adapters_change_nothing(family, hidden):
     _, model, params = family
     model, params = adapted(model, params)
     assert_close(completion(model, params)[0].hidden, hidden, 1e-6)
-    # A pair beside every linear map of the blocks, and nowhere else.
+    # A pair for every linear map of the blocks, and nowhere else.
     layers = {"gpt2": 2 * 4, "llama": 2 * 7, "t5": 2 * (4 + 3) + 2 * (8 + 3)}
     assert len(jax.tree.leaves(params["lora"])) == 2 * layers[family[0]]
 
@@ -347,7 +347,7 @@ def test_classes_of_padded_texts(family):
     padded = np.pad(TOKENS, around, constant_values=5)
     again = classify(padded, np.pad(mask, around), np.pad(segments, around))
     assert_close(again, logits)
-    # The last word counts, the padding behind it does not.
+    # The last word counts, the padding after it does not.
     other = TOKENS.copy()
     other[:, 6] += 1
     assert (np.abs(classify(other, mask, segments) - logits).max(axis=1) > 1e-3).all()
@@ -358,7 +358,7 @@ def test_classes_of_padded_texts(family):
         golden.apply(model, params, TOKENS, mask, segments, method="classify")
 
 
-def test_a_head_beside_adapters_is_trained_and_exported(family, tmp_path):
+def test_a_head_with_adapters_is_trained_and_exported(family, tmp_path):
     _, model, _ = family
     headed = changed(model, num_labels=4, lora_rank=2)
     params = tiny.scrambled(models.init(headed, jax.random.key(0)), 0.3)

@@ -91,7 +91,7 @@ def beam_search(
 
     Source:
         Vijayakumar et al. 2018, "Diverse beam search", algorithm 1 with Hamming
-        diversity (section 5.1); Wu et al. 2016, section 7, for length normalisation.
+        diversity (section 5.1); Wu et al. 2016, section 7, for length normalization.
     """
     if num_beams < 1 or num_groups < 1 or num_beams % num_groups:
         raise ValueError(

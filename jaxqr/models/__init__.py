@@ -1,6 +1,6 @@
 """Language models and encoders in flax, with Hugging Face folders in and out.
 
-A model is a module without state, and its parameters are a pytree beside it::
+A model is a module without state; its parameters are a separate pytree::
 
     model = models.build(models.preset("gpt2-mini", vocab_size=8192))
     params = models.init(model, jax.random.key(0))

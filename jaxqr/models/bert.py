@@ -48,7 +48,7 @@ class BertConfig(ModelConfig):
 
 
 class Layer(nn.Module):
-    """Attention, then a feed-forward network; each is added and then normalised."""
+    """Attention, then a feed-forward network; each is added and then normalized."""
 
     config: BertConfig
 

@@ -145,7 +145,8 @@ def check_tensors(
         counts = ", ".join(f"{len(n)} {kind}" for kind, n in kinds.items() if n)
         raise ValueError(
             f"the tensors in {folder} are not those of the model that its {CONFIG} "
-            f"describes ({counts}): {_some(map(phrase, wrong))}"
+            f"describes ({counts}): {_some(map(phrase, wrong))}. Give a config.json "
+            "and tensors of one model, or download the folder again"
         )
     if fresh and not draw:
         raise ValueError(

@@ -19,7 +19,7 @@ class ModelConfig:
     """What the backward pass computes again instead of storing it: nothing, each block
     as a whole, or all of a block but its matrix products (`dots`)."""
     lora_rank: int = 0
-    """Rank of the adapters beside every linear map of the blocks, and BERT's pooler (Hu
+    """Rank of the adapters of every linear map of the blocks, and of BERT's pooler (Hu
     et al. 2021). With adapters, they and a classification head are all that is
     trained."""
     lora_alpha: float = 16.0
@@ -53,10 +53,10 @@ class LanguageModelConfig(ModelConfig):
         for name in ("num_tokens", "vocab_multiple"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected 1 or more")
-        rows = vars(self).get("vocab_size")
-        if rows is not None and (self.num_tokens or 0) > rows:
+        count, rows = self.num_tokens, vars(self).get("vocab_size")
+        if count is not None and rows is not None and count > rows:
             raise ValueError(
-                f"num_tokens={self.num_tokens} is more than vocab_size={rows}: the "
+                f"num_tokens={count} is more than vocab_size={rows}: the "
                 "tokenizer has ids that the model has no embedding of; give the "
                 "tokenizer of this model"
             )

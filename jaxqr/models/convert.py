@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import flax.linen as nn
 import jax
@@ -70,7 +70,7 @@ def load_pretrained(
             classifier, when a plain language model or a classifier of another number
             of classes is loaded with `num_labels=4`, say, and adapters
             (`lora_rank=8`). Without a key they are an error.
-        place: where a parameter of a given shape shall live, such as
+        place: the sharding of a parameter of a given shape, such as
             `partial(sharding.placement, mesh=mesh)`; the first device if it is None.
             Every device's part is read for itself: the host never holds a whole model.
         **overrides: config fields to set in place of the folder's.
@@ -144,7 +144,7 @@ def save_pretrained(
 
     Everything is complete before any of it appears under its name. `load_pretrained`
     reads back what was written bit for bit, adapters excepted: they are merged into
-    the maps that they stand beside, W + (alpha / rank) A B. A decoder's classifier is
+    their linear maps, W + (alpha / rank) A B. A decoder's classifier is
     exported with EOS for padding, by which transformers finds a row's last token; of
     rows that end in EOS it reads the token before.
 
@@ -230,20 +230,24 @@ def _config(
     folder: Path,
     overrides: dict[str, Any],
 ) -> Any:
-    """The config of a folder."""
+    """The config of a folder, with some fields changed."""
     try:
         chosen = _chosen(family, settings) | family.read(settings, shapes)
         chosen = {k: tuple(v) if type(v) is list else v for k, v in chosen.items()}
-        return family.config(**(chosen | overrides))
+        config = family.config(**chosen)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
+    try:
+        return dataclasses.replace(config, **overrides)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
 
 
 def _chosen(family: Family, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that are fields of the config, by the names that both have.
 
     Raises:
-        ValueError: one is of another type.
+        ValueError: one is of another type, or of none of the supported kinds.
     """
     chosen = {}
     for field in dataclasses.fields(family.config):
@@ -253,7 +257,11 @@ def _chosen(family: Family, settings: Mapping[str, Any]) -> dict[str, Any]:
         if value is None and kind in NUMBERS:
             continue  # as if it were not there
         if kind in NUMBERS and type(value) not in NUMBERS[kind]:
-            raise ValueError(f"{field.name} is {value!r}: expected {kind.__name__}")
+            expected = NUMBERS[kind][0].__name__
+            raise ValueError(f"{field.name} is {value!r}: expected {expected}")
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            supported = " or ".join(map(repr, get_args(kind)))
+            raise ValueError(f"{field.name} is {value!r}; supported is {supported}")
         chosen[field.name] = value
     return chosen
 

@@ -353,8 +353,9 @@ FAMILIES = {
             dict.fromkeys(_T5_SHARED[1:], _T5_SHARED[0])
             | ({"lm_head.weight": _T5_SHARED[0]} if config.tied else {})
         ),
-        # Of T5 1.0; it was never used.
-        ignored=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative.*",
+        # A bias of T5 1.0 that was never used, and the head of whole texts.
+        ignored=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative.*"
+        r"|classification_head\..*",
         fixed={},
         derived=("num_labels", "tied", "scale_decoder_outputs"),
         read=_t5_read,

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019): learned positions, normalisation before each part.
+"""GPT-2 (Radford et al. 2019): learned positions, normalization before each part.
 
 Without dropout: on small data use weight decay.
 """
@@ -97,7 +97,7 @@ class GPT2(CausalLM):
     config: GPT2Config
 
     def setup(self) -> None:
-        """Create the embeddings, the blocks and the last normalisation."""
+        """Create the embeddings, the blocks and the last normalization."""
         config = self.config
         # Argument 5, counted from self, is `start`.
         block = maybe_remat(Block, config, static_argnums=(5,))

@@ -1,7 +1,7 @@
-"""Parts that the families share: linear maps, embeddings, normalisation, attention.
+"""Parts that the families share: linear maps, embeddings, normalization, attention.
 
 Parameters are float32. `dtype` is the dtype of the computation; softmax and
-normalisation are float32 in any case.
+normalization are float32 in any case.
 """
 
 from collections.abc import Callable
@@ -82,7 +82,7 @@ def projection(config: ModelConfig, **fields: Any) -> Callable[..., Linear]:
 
 
 class Head(nn.Module):
-    """A linear map to classes, in float32. It is trained whole, beside adapters too."""
+    """A linear map to classes, in float32. It is trained in full, with adapters too."""
 
     config: ModelConfig
     std: float
@@ -135,7 +135,7 @@ def num_output_tokens(config: Any) -> int:
 
 
 def layer_norm(epsilon: float, dtype: Dtype, name: str | None = None) -> nn.LayerNorm:
-    """Layer normalisation with the two-pass variance, in float32."""
+    """Layer normalization with the two-pass variance, in float32."""
     return nn.LayerNorm(
         epsilon, dtype=jnp.dtype(dtype), use_fast_variance=False, name=name
     )
@@ -170,7 +170,7 @@ def attention(
 
     Softmax over s of `scale q.k + bias`, the scale being 1 / sqrt(C) by default.
     With fewer key/value heads than query heads, K dividing H, each serves H / K
-    neighbouring query heads. A query that sees no key gets the mean of all values:
+    neighboring query heads. A query that sees no key gets the mean of all values:
     finite, and of no meaning.
     """
     return jax.nn.dot_product_attention(
@@ -305,7 +305,7 @@ def check_length(length: int, limit: int) -> None:
 
 
 def check_labels(config: ModelConfig) -> None:
-    """Raise ValueError where a model without a classification head shall classify."""
+    """Raise ValueError for a model without a classification head."""
     if not config.num_labels:
         raise ValueError(
             f"this {type(config).__name__.removesuffix('Config')} has no "

@@ -185,7 +185,7 @@ class Llama(CausalLM):
     config: LlamaConfig
 
     def setup(self) -> None:
-        """Create the embeddings, the blocks and the last normalisation."""
+        """Create the embeddings, the blocks and the last normalization."""
         config = self.config
         # Argument 6, counted from self, is `start`.
         block = maybe_remat(Block, config, static_argnums=(6,))

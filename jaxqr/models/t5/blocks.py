@@ -220,5 +220,5 @@ def std_of(config: T5Config, width: int) -> float:
 
 
 def norm_of(config: T5Config) -> nn.RMSNorm:
-    """A normalisation in front of a part of a layer."""
+    """A normalization in front of a part of a layer."""
     return rms_norm(config.layer_norm_epsilon, config.dtype)
