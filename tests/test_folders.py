@@ -7,7 +7,15 @@ from importlib.util import find_spec
 
 import pytest
 import tiny
-from tokenizer_folders import change, ids_of, rendered, theirs, write_all, write_gpt2
+from tokenizer_folders import (
+    change,
+    ids_of,
+    let_log,
+    rendered,
+    theirs,
+    write_all,
+    write_gpt2,
+)
 
 from jaxqr.data.rows import pad_right
 from jaxqr.data.tokenize import Tokenizer
@@ -91,7 +99,7 @@ def test_a_sentencepiece_model_alone_loads(tmp_path, name, kind, tokenizer_class
 def test_a_missing_package_is_named(
     tmp_path, caplog, monkeypatch, name, kind, tokenizer_class
 ):
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    let_log(monkeypatch)
     write_sentencepiece_folder(tmp_path, name, kind, tokenizer_class)
     with pytest.raises(
         ValueError,

@@ -1,12 +1,11 @@
 """The layout of texts, and tokenizer folders of three kinds."""
 
 import json
-import logging
 
 import numpy as np
 import pytest
 import tiny
-from tokenizer_folders import write_gpt2, write_wordpiece
+from tokenizer_folders import let_log, write_gpt2, write_wordpiece
 
 from jaxqr.data.encoding import valid_unicode
 from jaxqr.data.tokenize import (
@@ -229,7 +228,7 @@ def test_odd_texts_in_a_batch_with_others(tmp_path_factory, tokenizer, text):
 
 
 def test_a_long_text_is_no_reason_for_a_warning(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    let_log(monkeypatch)
     write_gpt2(tmp_path, ["red shoe"])
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 8}))
