@@ -230,6 +230,21 @@ def test_a_tokenizer_of_a_newer_library(folders, tmp_path):
         Tokenizer.load(tmp_path)
 
 
+def test_a_tokenizer_without_an_unknown_token(folders, tmp_path):
+    shutil.copytree(folders / "t5", tmp_path, dirs_exist_ok=True)
+    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    model["vocab"].append(["\n", -9.0])
+    change(tmp_path, "tokenizer.json", model=model | {"unk_id": None})
+    tokenizer = Tokenizer.load(tmp_path).with_prompt("prefix")
+    assert tokenizer.source(["red"], 32)
+    with pytest.raises(ValueError, match=r"cannot encode every text: .*give another"):
+        tokenizer.source(["red", "日"], 32)
+    del model["vocab"][-1]  # not even a newline, which every folder is asked for
+    change(tmp_path, "tokenizer.json", model=model | {"unk_id": None})
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: .*cannot encode every text"):
+        Tokenizer.load(tmp_path)
+
+
 def test_an_unknown_class_with_a_tokenizer_json_loads(folders, tmp_path):
     shutil.copytree(folders / "gpt2", tmp_path, dirs_exist_ok=True)
     theirs(tmp_path).save_pretrained(tmp_path)
