@@ -267,8 +267,8 @@ def _check_id(product_id: str, seen: set[str]) -> None:
         product_id.encode()
     except UnicodeEncodeError:
         raise ValueError(
-            f"product {len(seen) + 1} has the id {product_id!r}, expected Unicode text; "
-            "half a character cannot be kept. Give it another id."
+            f"product {len(seen) + 1} has the id {product_id!r}, expected Unicode "
+            "text; half a character cannot be kept. Give it another id."
         ) from None
     if product_id in seen:
         raise ValueError(
