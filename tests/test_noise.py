@@ -11,7 +11,7 @@ TEXTS = ["Red running shoe, size 42 (men's)", "Sofa", "  ", "blue-grey lamp for 
 
 def test_targets_are_spans_of_the_text():
     pairs = denoising_pairs(TEXTS, 50, np.random.default_rng(0))
-    assert len(pairs) == 150  # the blank text has none
+    assert len(pairs) == 150  # the text of whitespace has none
     bare = ["red running shoe size 42 men's", "sofa", "blue-grey lamp for desks"]
     for i, (source, target) in enumerate(pairs):
         assert f" {target} " in f" {bare[i // 50]} "

@@ -339,7 +339,7 @@ def test_a_broken_prompt_is_refused(folders, tmp_path, text, told):
 def test_copies_are_the_same(folders, tmp_path, name):
     shutil.copytree(folders / name, tmp_path / "copy")
     one, two = Tokenizer.load(folders / name), Tokenizer.load(tmp_path / "copy")
-    one.encoder(["red"], ["blue"], max_tokens=5)  # leaves nothing behind
+    one.encoder(["red"], ["blue"], max_tokens=5)  # changes nothing
     one.check_same(two)
     two.save(tmp_path / "again")
     one.check_same(Tokenizer.load(tmp_path / "again"))

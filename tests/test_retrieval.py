@@ -129,6 +129,7 @@ def test_ties_go_by_id_across_the_end_of_the_list():
         "日本",
         "sugar AND (NOT free)",
         "bolt\x00 \ud7ff",
+        "\ud83d bolt\udce9",
     ],
 )
 def test_odd_queries_are_plain_words(query):
@@ -220,6 +221,8 @@ def test_brand_and_colour_are_not_repeated():
 def test_what_cannot_be_indexed(tmp_path):
     with pytest.raises(ValueError, match="product 2 has the id ''"):
         EmbeddedRetriever.build([Product("a", "x"), Product("", "y")])
+    with pytest.raises(ValueError, match=r"product 2 has the id .*ud83d.*half a char"):
+        EmbeddedRetriever.build([Product("a", "x"), Product("b\ud83d", "y")])
     path = tmp_path / "half"
     with pytest.raises(ValueError, match="again as product 2"):
         EmbeddedRetriever.build([Product("a", "x"), Product("a", "y")], path)

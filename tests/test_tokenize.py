@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import tiny
-from tokenizer_folders import write_gpt2, write_wordpiece
+from tokenizer_folders import let_log, write_gpt2, write_wordpiece
 
+from jaxqr.data.encoding import valid_unicode
 from jaxqr.data.tokenize import (
     EncoderRow,
     Row,
@@ -119,7 +120,7 @@ def test_any_text_survives(tokenizer):
     assert decoded(tokenizer, tokenizer.target(TEXTS, 99)) == TEXTS
 
 
-def test_blanks_are_folded(tokenizer):
+def test_whitespace_is_folded(tokenizer):
     assert decoded(tokenizer, tokenizer.target(["  red \t\n sofa "], 99)) == [
         "red sofa"
     ]
@@ -141,6 +142,99 @@ def test_a_text_cannot_spell_a_special_token(tokenizer):
     assert decoded(tokenizer, targets) == texts
     (row,) = tokenizer.encoder(["red [SEP] sofa"], ["[SEP]"], max_tokens=64)
     assert row.tokens.count(row.tokens[-1]) == 2
+
+
+# Texts as they come
+
+
+LONE = {
+    "half an emoji": ("red \ud83d shoes", "red \ufffd shoes"),
+    "its other half": ("\udc5fred", "\ufffdred"),
+    "halves in the wrong order": ("\udc5f\ud83d", "\ufffd\ufffd"),
+    "a byte that was no UTF-8": ("caf\udce9", "caf\ufffd"),
+    "both halves": ("red \ud83d\udc5f", "red 👟"),
+}
+
+
+@pytest.mark.parametrize(("text", "read"), LONE.values(), ids=LONE)
+def test_a_lone_surrogate_is_read_as_a_replacement_character(tokenizer, text, read):
+    assert valid_unicode(text) == read
+    texts, expected = ["sofa", text, "", text], ["sofa", read, "", read]
+    assert tokenizer.encode(texts) == tokenizer.encode(expected)
+    assert tokenizer.source(texts, 32) == tokenizer.source(expected, 32)
+    assert decoded(tokenizer, tokenizer.target(texts, 99)) == expected
+    assert tokenizer.plain(texts, max_target=9) == tokenizer.plain(
+        expected, max_target=9
+    )
+    assert tokenizer.encoder(texts, texts[::-1], max_tokens=24) == tokenizer.encoder(
+        expected, expected[::-1], max_tokens=24
+    )
+    pairs = tokenizer.pairs([(text, text)], max_source=32, max_target=32)
+    assert pairs == tokenizer.pairs([(read, read)], max_source=32, max_target=32)
+
+
+@pytest.mark.parametrize(("text", "read"), LONE.values(), ids=LONE)
+def test_a_lone_surrogate_in_a_template(tokenizer, tmp_path, text, read):
+    one = tokenizer.with_prompt("prefix", text + "\n{title}\n")
+    assert one.prompt == tokenizer.with_prompt("prefix", read + "\n{title}\n").prompt
+    assert one.source([text], 99) == one.source([read], 99)
+    one.save(tmp_path)
+    assert Tokenizer.load(tmp_path).prompt == one.prompt
+
+
+def test_a_tokenizer_is_trained_on_any_text():
+    texts = [
+        *(text for text, _ in LONE.values()),
+        "\x00",
+        "",
+        "  \t\n",
+        "e" + "\u0301" * 99,
+    ]
+    trained = train_tokenizer(texts, 300)
+    clean = train_tokenizer(map(valid_unicode, texts), 300)
+    assert trained.encode(TEXTS) == clean.encode(TEXTS)
+
+
+ODD = {
+    "no text": "",
+    "whitespace": " \t\u3000\u00a0\u200b\n" * 2000,
+    "NUL": "red\x00shoes\x00",
+    "control characters": "".join(map(chr, [*range(32), *range(127, 160)])) + "red",
+    "marks of direction": "\u200f\u062d\u0630\u0627\u0621\u200e\u202e",
+    "combining marks": "e" + "\u0301" * 5000 + " red",
+    "a long word": "a" * 50_000,
+    "many words": "red shoes " * 10_000,
+    "many emoji": "👟🏽" * 20_000,
+    "no characters": "\uffff\ufffe\ufdd0\U0010ffff",
+    "private use": "\ue000\U000f0000",
+}
+
+
+@pytest.mark.parametrize("text", ODD.values(), ids=ODD)
+def test_odd_texts_in_a_batch_with_others(tmp_path_factory, tokenizer, text):
+    folder = tmp_path_factory.mktemp("wordpiece")
+    write_wordpiece(folder)
+    for one in (tokenizer, Tokenizer.load(folder)):
+        rows = one.encoder(["red", text, "shoe"], [text, text, "red"], max_tokens=32)
+        assert all(len(row.tokens) == len(row.segments) <= 32 for row in rows)
+        assert rows[2] == one.encoder(["shoe"], ["red"], max_tokens=32)[0]
+        assert one.encode(["red", text])[0] == one.encode(["red"])[0]
+    first, odd = tokenizer.source(["red", text], 32)
+    assert len(odd) <= 32
+    assert [first] == tokenizer.source(["red"], 32)
+    (whole,) = tokenizer.target([text], 10**6)
+    assert tokenizer.target([text], 32) == [whole[:32]]
+    assert decoded(tokenizer, [whole]) == [" ".join(text.split())]
+
+
+def test_a_long_text_is_no_reason_for_a_warning(tmp_path, caplog, monkeypatch):
+    let_log(monkeypatch)
+    write_gpt2(tmp_path, ["red shoe"])
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 8}))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert [len(ids) for ids in tokenizer.source(["red shoe " * 99], 16)] == [16]
+    assert not caplog.records
 
 
 # Pairs for encoders

@@ -170,3 +170,10 @@ def rendered(folder, content):
 
 def ids_of(folder, *tokens):
     return theirs(folder).convert_tokens_to_ids(list(tokens))
+
+
+def let_log(monkeypatch):
+    """Lets caplog see what transformers logs, which it keeps to itself."""
+    from transformers.utils import logging
+
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)

@@ -38,16 +38,32 @@ class Encode:
     def __call__(
         self, texts: Sequence[str], *, special: bool = False
     ) -> list[list[int]]:
-        """The ids of texts; if `special`, "</s>" in a text is that token."""
+        """The ids of texts; if `special`, "</s>" in a text is that token.
+
+        Raises:
+            ValueError: the vocabulary lacks a character of a text, and a token for
+                unknown ones too.
+        """
         if not texts:
             return []
-        rows = self._tokenizer(
-            [valid_unicode(text) for text in texts],
-            add_special_tokens=False,
-            split_special_tokens=not special,
-            # Texts are cut later, so a long one is no reason for a warning.
-            verbose=False,
-        )["input_ids"]
+        try:
+            rows = self._tokenizer(
+                [valid_unicode(text) for text in texts],
+                add_special_tokens=False,
+                split_special_tokens=not special,
+                # Texts are cut later, so a long one is no reason for a warning.
+                verbose=False,
+            )["input_ids"]
+        except Exception as error:
+            # The tokenizers library knows no other class; Python's own pass.
+            if type(error) is not Exception:
+                raise
+            raise ValueError(
+                f"the tokenizer cannot encode every text: {error}. A text has a "
+                "character that is not in its vocabulary, and it has no token for "
+                "unknown ones: set the unk_id or unk_token of the model in "
+                "tokenizer.json, or give another tokenizer"
+            ) from None
         if special:
             return rows
         return [

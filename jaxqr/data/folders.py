@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ def read(folder: Path) -> Any:
             reason = " ".join(str(error).split()) or repr(error)
             told = (
                 f"transformers {library.__version__} cannot read this tokenizer: "
-                f"{type(error).__name__}: {reason[:300]}. Instead {_REMEDY}"
+                f"{type(error).__name__}: {reason[:300]}. Copy the files once more "
+                "if they are incomplete, update transformers if a newer version wrote "
+                f"them, or {_REMEDY}"
             )
         raise ValueError(f"{folder}: {told}") from None
     finally:
@@ -124,10 +127,12 @@ def _missing(models: list[Path]) -> str | None:
         return None
     # tiktoken's files are lines of base64 and a number, SentencePiece's are binary.
     with models[0].open("rb") as file:
-        ranks = file.readline(1000).isascii()
-    packages = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+        ranks = re.fullmatch(rb"[\w+/=]+ \d+\s*", file.readline(1000))
+    needed = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+    if ranks:
+        needed = {"tiktoken": "tiktoken"}
     missing = []
-    for module, package in ({"tiktoken": "tiktoken"} if ranks else packages).items():
+    for module, package in needed.items():
         try:
             importlib.import_module(module)
         except ImportError:

@@ -222,19 +222,22 @@ def _difference(
     encode: Encode,
 ) -> str | None:
     """The first difference between the ids of a filled template and of its text."""
-    texts = [template.fill(dict.fromkeys(template.names, probe)) for probe in PROBES]
-    columns = [slot.ids(PROBES, encode) for slot in slots]
-    for i, whole in enumerate(encode(texts, special=True)):
+    for probe in PROBES:
+        text = template.fill(dict.fromkeys(template.names, probe))
         made = []
-        for slot, column in zip(slots, columns, strict=True):
-            made += [*slot.before, *column[i]]
+        try:
+            (whole,) = encode([text], special=True)
+            for slot in slots:
+                made += [*slot.before, *slot.ids([probe], encode)[0]]
+        except ValueError:  # the vocabulary lacks this letter
+            continue
         made += after
         if made != whole:
             pairs = zip_longest(made, whole)
             start = next(k for k, (one, two) in enumerate(pairs) if one != two)
             one, two = (encode.tokens(ids[start : start + 4]) for ids in (made, whole))
             return (
-                f"with {PROBES[i]!r} in its slots, from token {start} on it is {one} "
+                f"with {probe!r} in its slots, from token {start} on it is {one} "
                 f"instead of {two}"
             )
     return None

@@ -98,8 +98,9 @@ class EmbeddedRetriever:
                 the index, and asked for again by `open`.
 
         Raises:
-            ValueError: If an id is empty or occurs twice, or if `path` is something
-                other than an index or an empty folder. Nothing is written then.
+            ValueError: If an id is empty, has a lone surrogate or occurs twice, or if
+                `path` is something other than an index or an empty folder. Nothing is
+                written then.
         """
         if path is None:
             retriever = cls(tantivy.Index(_schema()), None, text)
@@ -159,7 +160,8 @@ class EmbeddedRetriever:
         """Adds products; one whose id is known replaces the former.
 
         Raises:
-            ValueError: If an id is empty or occurs twice. Nothing is added then.
+            ValueError: If an id is empty, has a lone surrogate or occurs twice. Nothing
+                is added then.
         """
         seen: set[str] = set()
         with self._writing:
@@ -265,6 +267,13 @@ def _check_id(product_id: str, seen: set[str]) -> None:
             f"product {len(seen) + 1} has the id ''; ids must not be empty, "
             "because '' pads lists. Give every product an id."
         )
+    try:
+        product_id.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"product {len(seen) + 1} has the id {product_id!r}, expected Unicode "
+            "text; half a character cannot be kept. Give it another id."
+        ) from None
     if product_id in seen:
         raise ValueError(
             f"product id {product_id!r} occurs twice (again as product "
