@@ -270,7 +270,7 @@ def test_best_values_are_bold_and_the_copy_competes(html):
     [("ROUGE-L", "above", "▲"), ("Reverse KL", "above", "▼"), ("NLL", "below", "▲")],
 )
 def test_marks_colour_what_is_better_and_not_what_is_higher(html, row, kind, sign):
-    (line,) = [x for x in html.splitlines() if "minus SFT student" in x and row in x]
+    (line,) = [x for x in html.splitlines() if "distilled student" in x and row in x]
     assert re.search(rf'class="{kind}"[^>]*>{sign}<', line)
 
 
@@ -380,6 +380,17 @@ def test_the_forest_shows_worse_as_another_colour():
     pixels = imread(io.BytesIO(figures.forest(online).png))[..., :3]
     vermilion = np.array([0xD5, 0x5E, 0x00]) / 255
     assert (np.abs(pixels - vermilion).max(axis=-1) < 0.02).sum() > 100
+
+
+def test_names_in_figures_are_no_formulas():
+    summary = make_summary()
+    before = r"before ($\frac{$)"
+    summary["online"]["rows"][1]["system"] = before
+    for item in summary["online"]["differences"]:
+        if item["than"] == BEFORE:
+            item["than"] = before
+    image = figures.draw({"online": summary["online"]})["table-3"]
+    assert f"against {before}" in image.alt
 
 
 def test_moving_average_is_the_mean_of_what_is_known():
@@ -629,7 +640,7 @@ def test_m1_that_does_not_beat_bm25_is_not_trusted(images):
     summary = make_summary()
     assert "Do not trust" not in page.render(summary, images)
     summary["relevance"]["rows"][0]["ndcg"] = 0.8
-    assert "not above that of BM25, 0.823. Do not trust" in page.render(summary, images)
+    assert "<bdi>BM25</bdi>, 0.823. Do not trust" in page.render(summary, images)
 
 
 # What cannot be read
