@@ -584,6 +584,9 @@ def test_the_split_of_table_and_curves_is_said(images):
     summary["online"]["split"], summary["curves_split"] = "validation", "train"
     text = Page(page.render(summary, images)).text
     assert "on validation queries, the curves below on train queries." in text
+    without = {k: v for k, v in summary.items() if not k.startswith("curves")}
+    text = Page(page.render(without, images)).text
+    assert "Measured on validation queries. Bold" in text
     del summary["online"]
     text = Page(page.render(summary, images)).text
     assert "measured on train queries. Every panel" in text
@@ -707,6 +710,7 @@ def broken(change):
             broken(lambda s: s["online"]["differences"].pop(2)),
             "from 'after online DPO' to 'before (distill)' lacks diversity",
         ),
+        (broken(lambda s: s["online"].update(metrics=[])), "metrics lacks total, rele"),
         (broken(lambda s: s.pop("curves_split")), "summary lacks curves_split"),
         (
             broken(lambda s: s["rewrites"][1]["total_by_step"].pop("10")),
