@@ -158,7 +158,7 @@ def _mismatches(given: Any, kind: Any, place: str) -> Iterator[str]:
     elif isinstance(kind, tuple):
         if given not in kind:
             yield f"{place} is {_shown(given)}, expected {' or '.join(kind)}"
-    elif not (type(given) is json_type or (kind is float and type(given) is int)):
+    elif type(given) not in ((int, float) if kind is float else (json_type,)):
         yield f"{place} is {_shown(given)}, expected {_JSON[json_type]}"
     elif isinstance(kind, list):
         wrong = (
