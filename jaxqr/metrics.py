@@ -78,10 +78,10 @@ def _words(text: str) -> list[str]:
 def _canonical(text: str) -> str:
     """Lower case in NFC, the same for all canonically equivalent spellings.
 
-    Normalized again at the end, since lower case may compose where upper case does
-    not: J and a caron are two code points, their lower case has one of its own.
+    Lower case first: it may compose where upper case does not. J with a caron is two
+    code points, its lower case has one of its own.
     """
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
+    return unicodedata.normalize("NFC", text.lower())
 
 
 def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:

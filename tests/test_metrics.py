@@ -94,6 +94,13 @@ def test_every_character_equals_its_decomposition():
     assert metrics.exact_match(cased, decomposed).all()
 
 
+def test_case_is_folded_where_only_lower_case_is_composed():
+    upper = ["J\u030c", "\u0399\u0308\u0301", "H\u0331", "I\u0307"]
+    lower = ["\u01f0", "\u0390", "\u1e96", "\u0130".lower()]
+    assert metrics.exact_match(upper, lower).all()
+    assert metrics.rouge_l(upper, lower).all()
+
+
 def test_accents_and_compatibility_forms_still_differ():
     left = ["cafe", "Ω", "ﬁ", "㎝", "đ", "ｱ"]
     right = ["café", "O", "fi", "cm", "d", "ア"]

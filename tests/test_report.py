@@ -270,7 +270,7 @@ def test_best_values_are_bold_and_the_copy_competes(html):
     [("ROUGE-L", "above", "▲"), ("Reverse KL", "above", "▼"), ("NLL", "below", "▲")],
 )
 def test_marks_colour_what_is_better_and_not_what_is_higher(html, row, kind, sign):
-    (line,) = [x for x in html.splitlines() if "minus SFT student" in x and row in x]
+    (line,) = [x for x in html.splitlines() if "distilled student" in x and row in x]
     assert re.search(rf'class="{kind}"[^>]*>{sign}<', line)
 
 
@@ -380,6 +380,17 @@ def test_the_forest_shows_worse_as_another_colour():
     pixels = imread(io.BytesIO(figures.forest(online).png))[..., :3]
     vermilion = np.array([0xD5, 0x5E, 0x00]) / 255
     assert (np.abs(pixels - vermilion).max(axis=-1) < 0.02).sum() > 100
+
+
+def test_names_in_figures_are_no_formulas():
+    summary = make_summary()
+    before = r"before ($\frac{$)"
+    summary["online"]["rows"][1]["system"] = before
+    for item in summary["online"]["differences"]:
+        if item["than"] == BEFORE:
+            item["than"] = before
+    image = figures.draw({"online": summary["online"]})["table-3"]
+    assert f"against {before}" in image.alt
 
 
 def test_moving_average_is_the_mean_of_what_is_known():
@@ -573,6 +584,9 @@ def test_the_split_of_table_and_curves_is_said(images):
     summary["online"]["split"], summary["curves_split"] = "validation", "train"
     text = Page(page.render(summary, images)).text
     assert "on validation queries, the curves below on train queries." in text
+    without = {k: v for k, v in summary.items() if not k.startswith("curves")}
+    text = Page(page.render(without, images)).text
+    assert "Measured on validation queries. Bold" in text
     del summary["online"]
     text = Page(page.render(summary, images)).text
     assert "measured on train queries. Every panel" in text
@@ -629,7 +643,7 @@ def test_m1_that_does_not_beat_bm25_is_not_trusted(images):
     summary = make_summary()
     assert "Do not trust" not in page.render(summary, images)
     summary["relevance"]["rows"][0]["ndcg"] = 0.8
-    assert "not above that of BM25, 0.823. Do not trust" in page.render(summary, images)
+    assert "<bdi>BM25</bdi>, 0.823. Do not trust" in page.render(summary, images)
 
 
 # What cannot be read
@@ -696,6 +710,7 @@ def broken(change):
             broken(lambda s: s["online"]["differences"].pop(2)),
             "from 'after online DPO' to 'before (distill)' lacks diversity",
         ),
+        (broken(lambda s: s["online"].update(metrics=[])), "metrics lacks total, rele"),
         (broken(lambda s: s.pop("curves_split")), "summary lacks curves_split"),
         (
             broken(lambda s: s["rewrites"][1]["total_by_step"].pop("10")),

@@ -57,6 +57,7 @@ _STYLE: dict[Any, Any] = {
     "lines.markersize": 3.5,
     "legend.frameon": False,
     "figure.facecolor": "white",
+    "text.parse_math": False,  # a name may hold any character
 }
 
 

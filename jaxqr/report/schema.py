@@ -151,34 +151,30 @@ def problems(summary: Any) -> list[str]:
 
 def _mismatches(given: Any, kind: Any, place: str) -> Iterator[str]:
     """Where a JSON value differs from what is declared."""
+    json_type = kind if isinstance(kind, type) else type(kind)
     if isinstance(kind, UnionType):
         if given is not None:
             yield from _mismatches(given, float, place)
     elif isinstance(kind, tuple):
         if given not in kind:
             yield f"{place} is {_shown(given)}, expected {' or '.join(kind)}"
-    elif not _is_a(given, kind if isinstance(kind, type) else type(kind)):
-        expected = _JSON[kind if isinstance(kind, type) else type(kind)]
-        yield f"{place} is {_shown(given)}, expected {expected}"
+    elif type(given) not in ((int, float) if kind is float else (json_type,)):
+        yield f"{place} is {_shown(given)}, expected {_JSON[json_type]}"
     elif isinstance(kind, list):
         wrong = (
             list(_mismatches(x, kind[0], f"{place}[{i}]")) for i, x in enumerate(given)
         )
         yield from next(filter(None, wrong), [])
-    elif isinstance(kind, dict) and isinstance(next(iter(kind)), str):
+    elif isinstance(kind, dict) and all(isinstance(name, str) for name in kind):
         yield from _lacking(place, given, kind)
         for name in kind:
             if name in given:
                 yield from _mismatches(given[name], kind[name], f"{place}.{name}")
-    elif isinstance(kind, dict):
+    elif isinstance(kind, dict):  # {kind of the keys: kind of the values}
         ((key, item),) = kind.items()
         for name in given:
             yield from _mismatches(name, key, f"a key of {place}")
             yield from _mismatches(given[name], item, f"{place}.{name}")
-
-
-def _is_a(given: Any, kind: type) -> bool:
-    return type(given) is kind or (kind is float and type(given) is int)
 
 
 def _disagreements(summary: Mapping[str, Any]) -> Iterator[str]:
