@@ -240,7 +240,8 @@ def test_same_arguments_same_shop(small):
     code = (
         "from jaxqr.data import shop\n"
         "made = shop.make(num_products=800, num_intents=12, seed=5)\n"
-        "print(repr((list(made.truth.intents.items()), list(made.truth.attributes.items()),\n"
+        "print(repr((list(made.truth.intents.items()),\n"
+        "    list(made.truth.attributes.items()),\n"
         "    list(made.collection.products.values()), list(made.collection.split),\n"
         "    [column.tolist() for column in made.collection.judgements])))\n"
     )
