@@ -1,4 +1,4 @@
-"""Scoring beside the device: overlap, failures, time-outs, the end of the process."""
+"""Scoring while the device works: overlap, failures, timeouts, the process's end."""
 
 import subprocess
 import sys
@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from jaxqr.rewards import Reward, Sidecar
+from jaxqr.records import Reward
+from jaxqr.rewards import ScoringPool
 
 
 def lengths(queries: list[str], rewrites: list[str]) -> Reward:
@@ -30,8 +31,8 @@ def test_scoring_overlaps_with_other_work():
         assert go_on.wait(10)
         return lengths(queries, rewrites)
 
-    with Sidecar(reward) as sidecar:
-        pending = sidecar.submit(("q", "q"), ("a", "bcd"))
+    with ScoringPool(reward) as pool:
+        pending = pool.submit(("q", "q"), ("a", "bcd"))
         assert started.wait(10)  # and here the device would generate
         go_on.set()
         assert pending.result().total.tolist() == [1, 3]
@@ -51,17 +52,17 @@ def test_batches_keep_their_order_and_workers_their_number():
             running -= 1
         return lengths(queries, rewrites)
 
-    with Sidecar(reward, workers=2) as sidecar:
-        batches = [sidecar.submit(["q"], ["x" * i]) for i in range(8)]
+    with ScoringPool(reward, workers=2) as pool:
+        batches = [pool.submit(["q"], ["x" * i]) for i in range(8)]
     # Closing does not drop what was handed over.
     assert [batch.result().total[0] for batch in batches] == list(range(8))
     assert most == 2
 
 
 def test_a_failure_masks_its_batch_only(caplog):
-    with Sidecar(failing) as sidecar:
-        first = sidecar.submit(["q"] * 3, ["a", "bad", "c"])
-        second = sidecar.submit(["q"], ["abc"])
+    with ScoringPool(failing) as pool:
+        first = pool.submit(["q"] * 3, ["a", "bad", "c"])
+        second = pool.submit(["q"], ["abc"])
         masked = first.result()
         assert first.result() is masked
         assert second.result().total.tolist() == [3]
@@ -70,25 +71,24 @@ def test_a_failure_masks_its_batch_only(caplog):
     assert masked.valid.tolist() == [False] * 3
     assert not masked.parts
     assert not masked.flags
-    assert sidecar.failures == 1
-    assert sidecar.first_failure == "ConnectionError: search engine is down"
-    assert "search engine is down" in caplog.text
+    assert pool.failures == 1
+    assert "ConnectionError: search engine is down" in caplog.text
 
 
 def test_failures_in_a_row_stop_the_run():
-    with Sidecar(failing, max_consecutive_failures=2) as sidecar:
+    with ScoringPool(failing, max_consecutive_failures=2) as pool:
         for _ in range(3):  # a success between two failures starts the count anew
-            assert not sidecar.submit(["q"], ["bad"]).result().valid.any()
-            assert sidecar.submit(["q"], ["fine"]).result().valid.all()
-        sidecar.submit(["q"], ["bad"]).result()
-        last = sidecar.submit(["q"], ["bad"])
+            assert not pool.submit(["q"], ["bad"]).result().valid.any()
+            assert pool.submit(["q"], ["fine"]).result().valid.all()
+        pool.submit(["q"], ["bad"]).result()
+        last = pool.submit(["q"], ["bad"])
         with pytest.raises(RuntimeError, match=r"2 times in a row.*is down") as raised:
             last.result()
     assert isinstance(raised.value.__cause__, ConnectionError)
-    assert sidecar.failures == 5
+    assert pool.failures == 5
 
 
-def test_a_batch_that_hangs_is_left_behind():
+def test_a_batch_that_hangs_is_abandoned(caplog):
     hang = threading.Event()
 
     def reward(queries, rewrites):
@@ -96,13 +96,13 @@ def test_a_batch_that_hangs_is_left_behind():
             hang.wait(30)
         return lengths(queries, rewrites)
 
-    with Sidecar(reward, timeout=0.2) as sidecar:
-        hanging = sidecar.submit(["q"], ["hang"])
+    with ScoringPool(reward, timeout=0.2) as pool:
+        hanging = pool.submit(["q"], ["hang"])
         # Waits longer than the time-out itself, but its own scoring is quick.
-        queued = sidecar.submit(["q"], ["fine"])
+        queued = pool.submit(["q"], ["fine"])
         assert queued.result().valid.all()
         assert not hanging.result().valid.any()
-        assert sidecar.first_failure == "TimeoutError: no scores after 0.2 s"
+    assert "TimeoutError: no scores after 0.2 s" in caplog.text
     hang.set()
 
 
@@ -111,45 +111,45 @@ def test_a_stop_is_not_a_failure(stop):
     def reward(queries, rewrites):
         raise stop
 
-    with Sidecar(reward) as sidecar:
-        pending = sidecar.submit(["q"], ["r"])
+    with ScoringPool(reward) as pool:
+        pending = pool.submit(["q"], ["r"])
         with pytest.raises(stop):
             pending.result()
-    assert sidecar.failures == 0
+    assert pool.failures == 0
 
 
 @pytest.mark.parametrize(
     ("total", "message"),
-    [([1.0, 2.0], "expected one of each for 1 rewrites"), ([np.nan], "not finite")],
+    [([1.0, 2.0], "expected one of each for 1 texts"), ([np.nan], "not finite")],
 )
-def test_a_malformed_reward_is_a_failure(total, message):
+def test_a_malformed_reward_is_a_failure(total, message, caplog):
     def reward(queries, rewrites):
         total_ = np.array(total, np.float32)
         return Reward(total_, {}, np.ones(len(total), np.bool_))
 
-    with Sidecar(reward) as sidecar:
-        assert sidecar.submit(["q"], ["r"]).result().valid.tolist() == [False]
-    assert message in sidecar.first_failure
+    with ScoringPool(reward) as pool:
+        assert pool.submit(["q"], ["r"]).result().valid.tolist() == [False]
+    assert message in caplog.text
 
 
 def test_refused():
     for options in ({"workers": 0}, {"max_consecutive_failures": 0}, {"timeout": 0.0}):
         with pytest.raises(ValueError, match="expected"):
-            Sidecar(lengths, **options)
-    sidecar = Sidecar(lengths)
-    sidecar.close()
-    sidecar.close()
+            ScoringPool(lengths, **options)
+    pool = ScoringPool(lengths)
+    pool.close()
+    pool.close()
     with pytest.raises(RuntimeError, match="closed"):
-        sidecar.submit(["q"], ["r"])
+        pool.submit(["q"], ["r"])
 
 
 def test_a_hung_batch_does_not_keep_python_alive():
     program = """
 import time
-from jaxqr.rewards import Sidecar
-sidecar = Sidecar(lambda queries, rewrites: time.sleep(60), timeout=0.1)
-sidecar.submit(["q"], ["r"]).result()
-sidecar.submit(["q"], ["r"])
+from jaxqr.rewards import ScoringPool
+pool = ScoringPool(lambda queries, rewrites: time.sleep(60), timeout=0.1)
+pool.submit(["q"], ["r"]).result()
+pool.submit(["q"], ["r"])
 """
     done = subprocess.run([sys.executable, "-c", program], timeout=20, check=False)
     assert done.returncode == 0

@@ -11,8 +11,9 @@ from scipy.special import softmax
 
 from jaxqr import models
 from jaxqr.data.tokenize import pad_right
-from jaxqr.records import GAINS, LABELS, Product
+from jaxqr.records import Labels, Product
 from jaxqr.rewards import Relevance
+from jaxqr.rewards.classifier import Classifier
 from jaxqr.rewards.relevance import RelevanceModel, product_text
 
 PRODUCTS = {
@@ -35,10 +36,13 @@ def params():
 
 
 @pytest.fixture
-def relevance(params):
-    return RelevanceModel(
-        tiny.BERT, params, tiny.tokenizer(), PRODUCTS, max_tokens=32, batch_size=4
-    )
+def classifier(params):
+    return Classifier(tiny.BERT, params, tiny.tokenizer(), max_tokens=32)
+
+
+@pytest.fixture
+def relevance(classifier):
+    return RelevanceModel(classifier, PRODUCTS, batch_size=4)
 
 
 @pytest.fixture
@@ -89,19 +93,16 @@ def test_gains_are_expectations_over_the_labels(relevance, params):
     np.testing.assert_allclose(actual, table, atol=1e-5)
 
 
-def test_gains_are_configurable(params):
-    gains = dict(zip(LABELS, (0.0, 0.5, 1.0, 0.25), strict=True))
-    relevance = RelevanceModel(
-        tiny.BERT, params, tiny.tokenizer(), PRODUCTS,
-        gains=gains, max_tokens=32, batch_size=4,
-    )  # fmt: skip
+def test_gains_are_configurable(classifier, params):
+    labels = Labels()._replace(gains=(0.0, 0.5, 1.0, 0.25))
+    relevance = RelevanceModel(classifier, PRODUCTS, labels, batch_size=4)
     table = probabilities(params, [("red shoe", "p1")])
     np.testing.assert_allclose(
         relevance(["red shoe"], np.array([["p1"]]))[0],
         table @ [0.0, 0.5, 1.0, 0.25],
         atol=1e-5,
     )
-    assert list(GAINS.values()) == [1.0, 0.1, 0.01, 0.0]
+    assert Labels().gains == (1.0, 0.1, 0.01, 0.0)
 
 
 def test_every_pair_is_classified_once(relevance, classified):
@@ -123,11 +124,9 @@ def test_threads_share_what_is_known(relevance, classified):
         np.testing.assert_array_equal(gains, results[0])
 
 
-def test_order_and_company_change_nothing(relevance, params):
+def test_order_and_company_change_nothing(relevance, classifier):
     gains = relevance(QUERIES, IDS)
-    other = RelevanceModel(
-        tiny.BERT, params, tiny.tokenizer(), PRODUCTS, max_tokens=32, batch_size=4
-    )
+    other = RelevanceModel(classifier, PRODUCTS, batch_size=4)
     np.testing.assert_allclose(
         other(QUERIES[::-1], IDS[::-1, ::-1])[::-1, ::-1], gains, atol=1e-6
     )
@@ -147,10 +146,9 @@ def test_what_the_encoder_reads():
     assert texts["p2"] == "acme couch blue"  # and here the brand
 
 
-def test_a_folder_holds_a_relevance_model(relevance, params, tmp_path):
-    models.save_pretrained(tmp_path, tiny.BERT, params)
-    tiny.tokenizer().save(tmp_path)
-    loaded = RelevanceModel.load(tmp_path, PRODUCTS)
+def test_a_folder_holds_a_relevance_model(relevance, classifier, tmp_path):
+    classifier.save(tmp_path)
+    loaded = RelevanceModel(Classifier.load(tmp_path, max_tokens=32), PRODUCTS)
     np.testing.assert_allclose(
         loaded(QUERIES[1:], IDS[1:]), relevance(QUERIES[1:], IDS[1:]), atol=1e-5
     )

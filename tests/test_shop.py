@@ -13,7 +13,7 @@ from jaxqr.data.shop.assortment import COMPLEMENTS, TYPES
 from jaxqr.data.shop.catalogue import Attributes
 from jaxqr.data.shop.queries import KINDS, Intent, phrase, relevance, type_relevance
 from jaxqr.data.shop.words import BRANDS, FACETS
-from jaxqr.records import GAINS
+from jaxqr.records import Labels
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +81,9 @@ def test_judgements_are_true(small):
     rows = list(zip(*judgements, strict=True))
     assert len({(query, id) for query, id, _ in rows}) == len(rows)
     for query, id, label in rows:
-        assert shop.true_label(small, query, id) == label
+        assert shop.true_label(small.truth, query, id) == label
     lists = Counter(judgements.query)
-    assert lists.keys() == small.intents.keys() == small.collection.split.keys()
+    assert lists.keys() == small.truth.intents.keys() == small.collection.split.keys()
     assert all(22 <= count <= 28 for count in lists.values())
     found = defaultdict(set)
     for query, _, label in rows:
@@ -93,28 +93,28 @@ def test_judgements_are_true(small):
 
 
 def test_unknown_query_or_product(small):
-    query, id = next(iter(small.intents)), next(iter(small.attributes))
+    query, id = next(iter(small.truth.intents)), next(iter(small.truth.attributes))
     for asked in ((query, "P"), ("no such query", id)):
         with pytest.raises(ValueError, match=re.escape(repr(asked[0]))):
-            shop.true_label(small, *asked)
+            shop.true_label(small.truth, *asked)
 
 
 def test_intents_have_more_products_than_a_page(small):
     specific = {
         intent
-        for query, intent in small.intents.items()
+        for query, intent in small.truth.intents.items()
         if small.phrasing[query] != "vague"
     }
     assert len(specific) == 120
     for intent in specific:
-        labels = [relevance(intent, a) for a in small.attributes.values()]
+        labels = [relevance(intent, a) for a in small.truth.attributes.values()]
         assert 15 <= labels.count("E") <= 60
         assert 1 <= len(intent.constraints) <= 3
 
 
 def test_texts_tell_attributes_but_not_all(small):
     told, products = Counter(), small.collection.products
-    for id, a in small.attributes.items():
+    for id, a in small.truth.attributes.items():
         text = product_text(products[id]).lower()
         kind = TYPES[a.type]
         assert any(wording.lower() in text for wording in kind.term.catalogue)
@@ -131,7 +131,7 @@ def test_texts_tell_attributes_but_not_all(small):
 
 def test_phrasings(small):
     by_intent = defaultdict(list)
-    for query, intent in small.intents.items():
+    for query, intent in small.truth.intents.items():
         by_intent[intent].append(small.phrasing[query])
         for facet, value in intent.constraints:
             if small.phrasing[query] == "clean":
@@ -142,7 +142,7 @@ def test_phrasings(small):
     assert len(full_intents) == 120
     assert all(kinds.count("clean") <= 2 for kinds in full_intents)
     # With the vague ones, which state less, 4 to 10 queries for each intent.
-    assert 4 <= len(small.intents) / 120 <= 10
+    assert 4 <= len(small.truth.intents) / 120 <= 10
 
 
 def test_misspelled_words_are_near(small):
@@ -176,7 +176,7 @@ def test_one_component_per_intent(full):
     assert statistics.largest_component <= 10
     assert min(len(side) for side in pairs[:3]) > 1000
     for query, rewrite in pairs.train:
-        a, b = full.intents[query], full.intents[rewrite]
+        a, b = full.truth.intents[query], full.truth.intents[rewrite]
         assert a.type == b.type
         # Equal, or one or both leave out constraints; never another value.
         values = dict(a.constraints)
@@ -185,7 +185,7 @@ def test_one_component_per_intent(full):
 
 def test_official_split_is_by_intent(full):
     sides = defaultdict(set)
-    for query, intent in full.intents.items():
+    for query, intent in full.truth.intents.items():
         sides[intent].add(full.collection.split[query])
     assert all(len(side) == 1 for side in sides.values())
     share = np.mean([s == "test" for s in full.collection.split.values()])
@@ -220,13 +220,13 @@ def test_the_catalogues_language_finds_more(full):
     products = list(full.collection.products.values())
     search = bm25([product_text(product) for product in products])
     gains, clean = defaultdict(list), defaultdict(list)
-    for query in list(full.intents)[:600]:
+    for query in list(full.truth.intents)[:600]:
         hits = [products[i].id for i in search(query, 10)]
-        labels = [shop.true_label(full, query, id) for id in hits]
+        labels = [shop.true_label(full.truth, query, id) for id in hits]
         kind = full.phrasing[query]
-        gains[kind].append(sum(GAINS[label] for label in labels) / 10)
+        gains[kind].append(sum(map(Labels().gain, labels)) / 10)
         if kind == "clean":
-            clean[full.intents[query]].append(set(hits))
+            clean[full.truth.intents[query]].append(set(hits))
     mean = {kind: np.mean(values) for kind, values in gains.items()}
     for kind in ("synonym", "misspelled", "over-specified"):
         assert mean[kind] < mean["clean"] - 0.1, mean
@@ -240,7 +240,8 @@ def test_same_arguments_same_shop(small):
     code = (
         "from jaxqr.data import shop\n"
         "made = shop.make(num_products=800, num_intents=12, seed=5)\n"
-        "print(repr((list(made.intents.items()), list(made.attributes.items()),\n"
+        "print(repr((list(made.truth.intents.items()),\n"
+        "    list(made.truth.attributes.items()),\n"
         "    list(made.collection.products.values()), list(made.collection.split),\n"
         "    [column.tolist() for column in made.collection.judgements])))\n"
     )

@@ -65,7 +65,8 @@ def ranking_ndcg(
 ) -> Float[np.ndarray, " Q"]:
     """Judged-only nDCG@10 of each query's products ranked by their scores.
 
-    NaN for queries whose products do not differ in gain: every order is equally good.
+    NaN for queries whose products do not differ in gain, since every order is equally
+    good, and where a score is NaN.
     """
     gains = np.array(labels.gains)[test.label]
     rows: dict[str, list[int]] = {}
@@ -73,7 +74,7 @@ def ranking_ndcg(
         rows.setdefault(query, []).append(row)
     values = np.full(len(rows), np.nan)
     for i, mine in enumerate(map(np.array, rows.values())):
-        if gains[mine].max() > gains[mine].min():
+        if gains[mine].max() > gains[mine].min() and not np.isnan(scores[mine]).any():
             order = mine[np.argsort(-scores[mine], kind="stable")]
             ranked, ideal = gains[order][None], gains[mine][None]
             values[i] = metrics.ndcg(ranked, ideal, k=NDCG_AT)[0]
@@ -126,12 +127,16 @@ def table(
 
 
 def search_scores(retriever: Retriever, test: Judged) -> Float[np.ndarray, " R"]:
-    """The engine's score of every row; 0 for products below the first 1000."""
+    """The engine's score of every row; 0 for products below the first 1000.
+
+    NaN for the rows of a query whose search failed.
+    """
     queries = list(dict.fromkeys(test.query))
     hits = retriever.search(queries, 1000)
     found = {
         query: dict(zip(ids.tolist(), scores.tolist(), strict=True))
         for query, ids, scores in zip(queries, hits.ids, hits.scores, strict=True)
     }
+    known = dict(zip(queries, hits.valid.tolist(), strict=True))
     rows = zip(test.query, test.product_id, strict=True)
-    return np.array([found[q].get(p, 0.0) for q, p in rows])
+    return np.array([found[q].get(p, 0.0) if known[q] else np.nan for q, p in rows])
