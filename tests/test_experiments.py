@@ -135,9 +135,7 @@ def test_a_model_has_a_run_of_its_own(monkeypatch, tmp_path):
     names = [folder.name for folder in started]
     assert names == ["quickstart", "quickstart-llama-tiny", "mine"]
     with pytest.raises(ValueError, match=r"has no stage for: give --sft-teacher\.init"):
-        pipeline.main(
-            tmp_path, replace(pipeline.CONFIGS["paper-t5"], model="t5-tiny")
-        )
+        pipeline.main(tmp_path, replace(pipeline.CONFIGS["paper-t5"], model="t5-tiny"))
     given = replace(CONFIG.sft_student, init=tmp_path)
     with pytest.raises(ValueError, match="give one of the two"):
         pipeline.main(tmp_path, replace(CONFIG, model="t5-tiny", sft_student=given))
