@@ -3,14 +3,17 @@
 What a process begins with is set here, and errors end as one message.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import errno
+import glob
 import io
 import os
+import re
 import shutil
 import sys
-import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -27,6 +30,8 @@ KEPT_BYTES = 1 << 30
 CACHE_ROOM = 1 << 27
 """Bytes that must be free on the disk for the compilation cache."""
 
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
 
 def launch(
     main: Callable[[Path, C], None], presets: Mapping[str, C], doc: str | None
@@ -42,24 +47,17 @@ def launch(
     """
     commands = {name: _command(name, config) for name, config in presets.items()}
     given = _parse(commands, doc)
-    cache = set_up()
-    started = time.time()
     try:
+        set_up()
         given = _expanded(given)
         main(given.run, given.config)
     except KeyboardInterrupt as stop:
-        print(
-            f"\nInterrupted. {stop} Run the same command again to go on.",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+        saved = f" {stop}." if str(stop) else ""
+        _end(130, f"\nInterrupted.{saved} Run the same command again to go on.")
     except (ValueError, OSError, RuntimeError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            _forget_since(cache, started)
         if "JAXQR_TRACEBACK" in os.environ:
             raise
-        print(f"error: {error}\n(JAXQR_TRACEBACK=1 shows where)", file=sys.stderr)
-        sys.exit(2)
+        _end(2, f"error: {_one_message(error)} (JAXQR_TRACEBACK=1 shows where)")
 
 
 def run_folder(preset: str) -> Path:
@@ -72,26 +70,23 @@ def run_folder(preset: str) -> Path:
     return Path("runs") / name
 
 
-def set_up() -> Path | None:
-    """What every process of a run begins with.
-
-    Returns:
-        The folder of compiled functions; None where none can be kept.
-    """
+def set_up() -> None:
+    """What every process of a run begins with."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # progress, in a log file too
+        # Progress, in a log file too; a text that the terminal cannot show is no error.
+        sys.stdout.reconfigure(line_buffering=True, errors="replace")
     keep_freed_memory()
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
     # Stages share many compiled functions, and so does a resumed run.
-    cache = _cache_folder()
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    cache = Path(given) if given else _cache_folder()
     if cache is not None:
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    return cache
+        if not given:
+            jax.config.update("jax_compilation_cache_dir", str(cache))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        _forget_cut_entries(cache)
 
 
 def keep_freed_memory() -> bool:
@@ -145,9 +140,38 @@ def _parse(commands: Mapping[str, Any], doc: str | None) -> Any:
     )
 
 
+def _end(code: int, message: str) -> None:
+    """Exits with a message as the last line."""
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _one_message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in _FULL:
+        where = f" for {error.filename}" if error.filename else ""
+        return (
+            f"no room on the disk{where} ({os.strerror(error.errno)}): make room and "
+            "run the same command again, it goes on"
+        )
+    return str(error) or repr(error)
+
+
 def _expanded(value: Any) -> Any:
-    """The same with `~` in every path expanded: after `--run=` no shell does it."""
+    """The same with `~` in every path expanded: after `--run=` no shell does it.
+
+    Raises:
+        ValueError: a path that this process's locale has no letters for, which the
+            libraries below cannot open.
+    """
     if isinstance(value, Path):
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"{os.fsencode(value)!r} is not a path in this locale's encoding "
+                f"({sys.getfilesystemencoding()}): set PYTHONUTF8=1, or choose a path "
+                "of ASCII letters"
+            ) from None
         return value.expanduser()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changes = {
@@ -168,8 +192,22 @@ def _cache_folder() -> Path | None:
     return cache if os.access(cache, os.W_OK) and room > CACHE_ROOM else None
 
 
-def _forget_since(cache: Path | None, started: float) -> None:
-    """Removes compiled functions that a full disk may have cut short."""
-    for path in cache.iterdir() if cache and cache.is_dir() else ():
-        if path.is_file() and path.stat().st_mtime >= started:
-            path.unlink(missing_ok=True)
+def _forget_cut_entries(cache: Path) -> None:
+    """Removes entries of the compilation cache that JAX cannot read or not write.
+
+    A full disk or a kill leaves an entry cut short, which JAX neither reads nor
+    replaces: it would warn in every process, for ever.
+    """
+    show = warnings.showwarning
+
+    def forget_or_show(message: Any, *args: Any, **options: Any) -> None:
+        found = re.search(
+            r"persistent compilation cache entry for '(.+?)'", f"{message}"
+        )
+        if not found:
+            return show(message, *args, **options)
+        for path in cache.glob(f"{glob.escape(found[1])}-*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    warnings.showwarning = forget_or_show

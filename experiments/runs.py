@@ -21,7 +21,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import cattrs
 import numpy as np
@@ -30,6 +30,26 @@ from rich.console import Console
 C = TypeVar("C")
 
 _CONVERTER = cattrs.Converter(forbid_extra_keys=True)
+
+
+def _strict(value: Any, kind: type) -> Any:
+    """A value of JSON that is of the kind already; cattrs alone would convert it."""
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool):
+        raise ValueError(f"{value!r} is not a value of type {kind.__name__}")
+    return kind(value)
+
+
+def _strict_tuple(value: Any, kind: Any) -> tuple:
+    """The same for `tuple[T, ...]`: a text is not a list of letters."""
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is not a list")
+    return tuple(_CONVERTER.structure(item, get_args(kind)[0]) for item in value)
+
+
+for _kind in (bool, float, int, str):
+    _CONVERTER.register_structure_hook(_kind, _strict)
+_CONVERTER.register_structure_hook_func(lambda t: get_origin(t) is tuple, _strict_tuple)
 
 
 @contextmanager
@@ -79,13 +99,14 @@ def read(folder: Path, kind: type[C]) -> C:
     """
     path = folder / "config.json"
     try:
-        return _CONVERTER.structure(json.loads(path.read_text(encoding="utf-8")), kind)
+        given = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(given, dict):
+            raise ValueError(f"it is a {type(given).__name__}, expected an object")
+        return _CONVERTER.structure(given, kind)
     except (ValueError, cattrs.BaseValidationError) as error:
-        reasons = (
-            cattrs.transform_error(error)
-            if isinstance(error, cattrs.BaseValidationError)
-            else [str(error)]
-        )
+        reasons = [str(error)]
+        if isinstance(error, cattrs.BaseValidationError):
+            reasons = cattrs.transform_error(error, path="", format_exception=_told)
         raise ValueError(
             f"{path} does not hold the settings of this version ({'; '.join(reasons)}):"
             " go on with the version that began this run, or choose another --run"
@@ -103,9 +124,30 @@ def require(folder: Path, command: str) -> Path:
     return folder
 
 
+def _told(error: BaseException, kind: type | None) -> str:
+    """What is wrong with one value, for a person."""
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        return f"no setting is called {', '.join(sorted(error.extra_fields))}"
+    if isinstance(error, KeyError):
+        return "it is missing"
+    if dataclasses.is_dataclass(kind) and not isinstance(error, ValueError):
+        return "it is not an object with settings"
+    return str(error)
+
+
 def read_json(path: Path) -> Any:
-    """What `write_json` has written."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What `write_json` has written.
+
+    Raises:
+        ValueError: the file is not JSON any more; the message names it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not whole ({error}): delete {path.parent} and run its stage "
+            "again"
+        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:

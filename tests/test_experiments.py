@@ -3,9 +3,9 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from experiments.layout import require, stage
 
 from experiments import (
     distill,
@@ -13,56 +13,62 @@ from experiments import (
     online_dpo,
     pipeline,
     prepare,
+    pretrain,
+    runs,
     sft,
-    training,
-    warmup,
 )
+from experiments.config import SFT, Distill, LoraConfig, OnlineDPO, Prepare, Pretrain
+from experiments.presets import PRESETS
 from jaxqr.data.prompts import QUERY, PromptTemplate
-from jaxqr.data.tokenize import train_tokenizer
+from jaxqr.data.tokenize import Tokenizer, train_tokenizer
 
 
 def brief(config, **fields):
     """The stage with fewer steps, in smaller batches."""
-    optimisation = replace(
-        config.optimisation,
+    optimizer = replace(
+        config.optimizer,
         num_steps=4,
         batch_size=8,
         evaluate_every=2,
         checkpoint_every=2,
     )
-    return replace(config, optimisation=optimisation, **fields)
+    return replace(config, optimizer=optimizer, **fields)
+
+
+def tiny(preset):
+    """All stages of a preset on a shop of 400 products; both models are one size."""
+    assert preset.pretrain_teacher
+    assert preset.pretrain_student
+    return replace(
+        preset,
+        prepare=replace(
+            preset.prepare, products=400, types=6, intents=24, vocab_size=384
+        ),
+        relevance=brief(preset.relevance, negatives=0.1),
+        pretrain_teacher=brief(preset.pretrain_teacher, model="gpt2-tiny"),
+        pretrain_student=brief(preset.pretrain_student),
+        sft_teacher=brief(preset.sft_teacher, validation_pairs=8),
+        sft_student=brief(preset.sft_student, validation_pairs=8),
+        distill=brief(preset.distill, rollouts=16, inner_epochs=1, validation_pairs=8),
+        online=brief(preset.online, candidates=2, evaluation_queries=8),
+        evaluate=replace(preset.evaluate, pairs=16, queries=8),
+    )
+
+
+CONFIG = tiny(pipeline.CONFIGS["quickstart"])
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    preset = pipeline.PRESETS["quickstart"]
-    assert preset.warmup_teacher
-    assert preset.warmup_student
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    config = replace(
-        preset,
-        run=folder,
-        prepare=replace(
-            preset.prepare, products=700, types=8, intents=30, vocab_size=512
-        ),
-        relevance=brief(preset.relevance, negatives=0.1),
-        warmup_teacher=brief(preset.warmup_teacher, model="gpt2-tiny"),
-        warmup_student=brief(preset.warmup_student),
-        sft_teacher=brief(preset.sft_teacher, validation_pairs=16),
-        sft_student=brief(preset.sft_student, validation_pairs=16),
-        distill=brief(preset.distill, rollouts=16, inner_epochs=1, validation_pairs=16),
-        online=brief(preset.online, candidates=2, evaluation_queries=8),
-        evaluate=replace(preset.evaluate, pairs=32, queries=12),
-    )
-    pipeline.main(config)
-    return config
+    pipeline.main(folder, CONFIG)
+    return folder
 
 
 def test_the_pipeline_ends_with_a_report(run):
-    summary = json.loads((run.run / "summary.json").read_text())
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     systems = [row["system"] for row in summary["online"]["rows"]]
-    assert systems[0] == "copy the query"
-    assert len(systems) == 3
+    assert systems == ["copy the query", "before (distill)", "after online DPO"]
     models = [row["model"] for row in summary["offline"]["rows"]]
     assert models[0] == "copy the query"
     assert {"SFT student", "distilled student", "SFT teacher"} <= set(models)
@@ -70,106 +76,227 @@ def test_the_pipeline_ends_with_a_report(run):
     assert [point["step"] for point in summary["training"]] == [1, 2, 3, 4]
     assert {row["ranker"] for row in summary["relevance"]["rows"]} >= {"M1", "BM25"}
     assert "true_gain" in summary["online"]["metrics"]
-    page = (run.run / "report.html").read_text()
+    page = (run / "report.html").read_text(encoding="utf-8")
     assert all(example["query"] in page for example in summary["rewrites"][:1])
+
+
+def test_what_the_table_shows_the_curve_shows_too(run):
+    """One definition of each metric."""
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    shown = set(summary["online"]["metrics"]) - {"length"}
+    assert "judged_ndcg" in shown
+    for point in summary["curves"]:
+        assert point.keys() >= shown
 
 
 def test_another_family_passes_through_the_stages(run):
     """Its student learns by adapters; its teacher is the same, which compiles less."""
-    folder = run.run.parent / "another"
+    folder = run.parent / "another"
     for done in ("data", "relevance"):
-        shutil.copytree(run.run / done, folder / done)
-    assert run.warmup_student
-    adapters = replace(run.sft_student.optimisation, lora_rank=4)
-    warmup.main(replace(run.warmup_student, run=folder, model="t5-tiny"))
-    sft.main(replace(run.sft_student, run=folder, optimisation=adapters))
+        shutil.copytree(run / done, folder / done)
+    short = {"num_steps": 2, "evaluate_every": 0, "checkpoint_every": 0}
+
+    def once(config, **fields):
+        optimizer = replace(config.optimizer, **short)
+        return replace(config, optimizer=optimizer, **fields)
+
+    assert CONFIG.pretrain_student
+    pretrain.main(folder, once(CONFIG.pretrain_student, model="t5-tiny"))
+    adapted = once(CONFIG.sft_student, lora=LoraConfig(rank=4), validation_pairs=4)
+    sft.main(folder, adapted)
     shutil.copytree(folder / "sft-student", folder / "sft-teacher")
-    distill.main(replace(run.distill, run=folder))
-    online_dpo.main(replace(run.online, run=folder))
-    for stage_folder in ("warmup-student", "sft-student", "distill", "online"):
-        model, params, tokenizer, _ = training.load_stage(folder / stage_folder)
-        assert model.encoder_decoder
-        assert params.keys() == {"params"}
-        assert tokenizer.prompt == PromptTemplate("prefix", (QUERY,))
+    distill.main(folder, once(CONFIG.distill, validation_pairs=4))
+    online_dpo.main(folder, once(CONFIG.online, evaluation_queries=4))
+    stages = {
+        "pretrain-student": Pretrain,
+        "sft-student": SFT,
+        "distill": Distill,
+        "online": OnlineDPO,
+    }
+    for name, kind in stages.items():
+        lm = evaluate.load_stage(folder / name, kind)
+        assert lm.model.encoder_decoder
+        assert lm.params.keys() == {"params"}  # adapters are merged
+        assert lm.tokenizer.prompt == PromptTemplate("prefix", (QUERY,))
 
 
-def test_a_model_has_a_run_of_its_own(monkeypatch):
+def test_a_model_has_a_run_of_its_own(monkeypatch, tmp_path):
     """`--model` alone does not meet a run of another model."""
     started = []
-    monkeypatch.setattr(prepare, "main", lambda config: started.append(config.run))
-    monkeypatch.setattr(pipeline, "_beside", lambda config: 1 / 0)
-    preset = pipeline.PRESETS["quickstart"]
-    for model in (None, "llama-tiny"):
+    monkeypatch.setattr(prepare, "main", lambda run, config: started.append(run))
+    monkeypatch.setattr(pipeline, "_at_the_same_time", lambda run, config: 1 / 0)
+    for name, model in (
+        ("quickstart", None),
+        ("quickstart", "llama-tiny"),
+        ("mine", "llama-tiny"),
+    ):
         with pytest.raises(ZeroDivisionError):
-            pipeline.main(replace(preset, model=model))
-    assert list(map(str, started)) == ["runs/quickstart", "runs/quickstart-llama-tiny"]
+            pipeline.main(tmp_path / name, replace(CONFIG, model=model))
+    names = [folder.name for folder in started]
+    assert names == ["quickstart", "quickstart-llama-tiny", "mine"]
     with pytest.raises(ValueError, match=r"has no stage for: give --sft-teacher\.init"):
-        pipeline.main(replace(pipeline.PRESETS["paper-t5"], model="t5-tiny"))
+        pipeline.main(tmp_path, replace(pipeline.CONFIGS["paper-t5"], model="t5-tiny"))
+    given = replace(CONFIG.sft_student, init=tmp_path)
+    with pytest.raises(ValueError, match="give one of the two"):
+        pipeline.main(tmp_path, replace(CONFIG, model="t5-tiny", sft_student=given))
 
 
-def test_models_of_other_tokenizers_do_not_distil(run, tmp_path):
+def test_models_of_other_tokenizers_do_not_distill(run, tmp_path):
     folder = tmp_path / "mixed"
-    shutil.copytree(run.run, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints"))
     shutil.rmtree(folder / "distill")
     other = train_tokenizer(["a few other words"], 300)
     other.save(folder / "sft-teacher" / "model")
-    settings = json.loads((folder / "sft-teacher/model/config.json").read_text())
     with pytest.raises(ValueError, match="tokenizers of teacher and student differ"):
-        distill.main(replace(run.distill, run=folder))
+        distill.main(folder, CONFIG.distill)
+    assert not (folder / "distill").exists()
     # Nor are they compared, which needs one vocabulary; the rest is.
-    table = evaluate.offline(
-        replace(run.evaluate, run=folder, pairs=8), prepare.load(folder)
-    )
+    config = replace(CONFIG.evaluate, pairs=4)
+    table = evaluate.offline(folder, config, prepare.Prepared(folder))
     rows = {row["model"]: row for row in table["rows"]}
     assert rows["SFT student"]["nll_per_token"] > 0
     assert rows["SFT student"]["reverse_kl"] is None
     assert "reverse_kl" not in {c["metric"] for c in table["comparisons"]}
-    assert settings["vocab_size"] == 512  # more than the 300 that the tokenizer has
+
+
+def test_models_of_other_tokenizers_are_refused_before_anything_runs(run, tmp_path):
+    other = tmp_path / "other"
+    train_tokenizer(["a few other words"], 300).save(other)
+    mixed = replace(
+        CONFIG,
+        pretrain_teacher=None,
+        pretrain_student=None,
+        sft_teacher=replace(CONFIG.sft_teacher, init=run / "sft-teacher" / "model"),
+        sft_student=replace(CONFIG.sft_student, init=other),
+    )
+    with pytest.raises(ValueError, match="tokenizers of teacher and student differ"):
+        pipeline.main(tmp_path / "new", mixed)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_prompt_is_kept_for_the_resumed_stage(run, tmp_path):
+    """A chat template may write the date: what the stage began with goes on."""
+    chat, folder = tmp_path / "chat", tmp_path / "run"
+    shutil.copytree(run / "pretrain-student" / "model", chat)
+    shutil.copytree(run / "data", folder / "data")
+    (chat / "prompt.json").unlink(missing_ok=True)
+    template = "{{ messages[-1]['content'] }} today{{ '\\n' }}"
+    settings = json.loads((chat / "tokenizer_config.json").read_text(encoding="utf-8"))
+    for path in chat.glob("chat_template*"):
+        path.unlink()
+
+    def write(text):
+        with_template = json.dumps(settings | {"chat_template": text})
+        (chat / "tokenizer_config.json").write_text(with_template, encoding="utf-8")
+
+    write(template)
+    config = replace(CONFIG.sft_student, init=chat, validation_pairs=4)
+    begun = replace(config, optimizer=replace(config.optimizer, num_steps=1))
+    sft.main(folder, begun)
+    prompt = PromptTemplate.load(folder / "sft-student")
+    assert prompt is not None
+    assert prompt.kind == "chat"
+    assert prompt.parts[-1] == " today\n"
+    # Another day; the same stage was interrupted.
+    write(template.replace("today", "tomorrow"))
+    (folder / "sft-student" / "done").unlink()
+    sft.main(folder, begun)
+    assert PromptTemplate.load(folder / "sft-student") == prompt
+    assert Tokenizer.load(folder / "sft-student" / "model").prompt == prompt
 
 
 def test_again_nothing_is_done_twice(run):
-    before = {
-        path: path.stat().st_mtime_ns for path in run.run.rglob("model.safetensors")
-    }
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("model.safetensors")}
     assert len(before) == 7
-    pipeline.main(run)
+    pipeline.main(run, CONFIG)
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_one_process_at_a_time(run):
-    config = replace(run.prepare, run=run.run.parent / "locked")
-    folder = config.run / "data"
-    with stage(folder, config), pytest.raises(ValueError, match="another process"):
-        prepare.main(config)
-
-
-def test_rewrites_of_a_resumed_run_stand_once(tmp_path):
+def test_rewrites_of_a_resumed_run_appear_once(tmp_path):
     path = tmp_path / "rewrites.jsonl"
     for step in (0, 25, 50, 25):  # killed after 50, resumed from before 25
-        online_dpo.keep_rewrites(path, step, {"q": ["r", float(step)]})
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+        online_dpo.keep_rewrites(path, step, {"q": ["ré", float(step)]})
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert [line["step"] for line in lines] == [0, 25]
 
 
-def test_another_configuration_is_refused(run):
-    with pytest.raises(ValueError, match=r"k 2 -> 3.*choose another --run"):
-        prepare.main(replace(run.prepare, run=run.run, k=3))
+def test_the_guard_is_not_who_is_pleased(run):
+    config = replace(CONFIG.online.system, guard_seed=CONFIG.online.system.pool_seed)
+    online = replace(CONFIG.online, name="unguarded", system=config)
+    with pytest.raises(ValueError, match="pool_seed and guard_seed are both 0"):
+        online_dpo.main(run, online)
+    assert not (run / "unguarded").exists()
 
 
-def test_a_stage_that_fails_at_once_leaves_nothing(tmp_path):
-    config = prepare.Config(run=tmp_path, source="esci", folder=tmp_path / "missing")
+def test_a_missing_source_is_refused_and_leaves_nothing(tmp_path):
+    config = Prepare(source="esci", folder=tmp_path / "missing")
     with pytest.raises(FileNotFoundError, match="missing"):
-        prepare.main(config)
-    assert not (tmp_path / "data").exists()
+        prepare.main(tmp_path / "run", config)
+    assert not (tmp_path / "run" / "data").exists()
 
 
-def test_an_interrupted_stage_is_not_done(tmp_path):
-    folder = tmp_path / "stage"
-    with pytest.raises(KeyboardInterrupt), stage(folder, {"a": 1}):
-        raise KeyboardInterrupt
-    with pytest.raises(FileNotFoundError, match="run `the command` first"):
-        require(folder, "the command")
-    with stage(folder, {"a": 1}) as work:
-        assert work
-    with stage(folder, {"a": 1}) as work:
-        assert not work
+def table(folder: Path, rows: int = 40) -> Path:
+    """A small shop's own tables: every product is what two queries are for."""
+    folder.mkdir()
+    queries = [f"{word} {i}" for i in range(rows) for word in ("sofa", "divan")]
+    products = [f"p{i}{letter}" for i in range(rows) for letter in "ab"]
+    judged = [
+        f"{word} {i},p{i}{letter},E"
+        for i in range(rows)
+        for word in ("sofa", "divan")
+        for letter in "ab"
+    ]
+    for name, lines in {
+        "queries": ["query", *queries],
+        "products": ["product_id,title", *(f"{p},title of {p}" for p in products)],
+        "judgements": ["query,product_id,label", *judged],
+    }.items():
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_prepared_tables_may_move_but_not_change(tmp_path):
+    run, folder = tmp_path / "run", table(tmp_path / "tables")
+    config = Prepare(source="tables", folder=folder, vocab_size=300)
+    prepare.main(run, config)
+    before = (run / "data" / "pairs.json").stat().st_mtime_ns
+
+    moved = tmp_path / "moved"
+    folder.rename(moved)
+    prepare.main(run, replace(config, folder=moved))  # the same tables elsewhere
+    prepare.main(run, config)  # nothing there any more: nothing is needed
+    assert (run / "data" / "pairs.json").stat().st_mtime_ns == before
+
+    with pytest.raises(ValueError, match=r"vocab_size 300 -> 301.*another --run"):
+        prepare.main(run, replace(config, folder=moved, vocab_size=301))
+    with (moved / "queries.csv").open("a", encoding="utf-8") as file:
+        file.write("another query\n")
+    with pytest.raises(ValueError, match=r"queries\.csv differ.*Delete it"):
+        prepare.main(run, replace(config, folder=moved))
+
+
+def test_a_given_tokenizer_is_taken_without_its_model(run, tmp_path):
+    given = run / "sft-student" / "model"
+    config = replace(CONFIG.prepare, tokenizer=given)
+    prepare.main(tmp_path, config)
+    names = {path.name for path in (tmp_path / "data" / "tokenizer").iterdir()}
+    assert "tokenizer.json" in names
+    assert names.isdisjoint({"model.safetensors", "config.json"})
+    Tokenizer.load(given).check_same(
+        Tokenizer.load(tmp_path / "data" / "tokenizer"), "given", "taken"
+    )
+
+
+def test_every_preset_of_a_stage_has_a_folder(run):
+    """The stages that the docstring of `runs` lists are those that a run has."""
+    folders = {path.name for path in run.iterdir() if path.is_dir()}
+    assert folders == {
+        *("data", "relevance", "pretrain-teacher", "pretrain-student"),
+        *("sft-teacher", "sft-student", "distill", "online", "figures"),
+    }
+    for name in folders - {"data", "figures"}:
+        assert (run / name / "model" / "model.safetensors").exists()
+    for name in folders - {"figures"}:
+        assert (run / name / "done").exists()
+    assert set(PRESETS) == set(pipeline.CONFIGS)
+    assert runs.read(run / "online", OnlineDPO) == CONFIG.online
