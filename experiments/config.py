@@ -106,9 +106,9 @@ class SystemConfig:
     shoppers: int = 100
     """Simulated shoppers of each pool."""
     pool_seed: int = 0
-    """The shoppers whom training pleases."""
+    """The shoppers that training pleases."""
     guard_seed: int = 1
-    """The shoppers whom only the evaluation asks."""
+    """The shoppers that only the evaluation asks."""
     timeout: float = 120.0
     """Seconds after which the scores of a batch are given up."""
     retries: int = 2

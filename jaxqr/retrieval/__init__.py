@@ -1,4 +1,4 @@
-"""Search engines behind one protocol: queries in, ranked product ids out.
+"""Search engines with one protocol: queries in, ranked product ids out.
 
 `jaxqr.retrieval.embedded` runs inside the process, without a server.
 """

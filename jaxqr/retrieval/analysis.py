@@ -2,7 +2,7 @@
 
 The analyzer is Lucene's `StandardTokenizer` and a lower-case filter. The tokenizer
 keeps the words of Unicode Standard Annex 29 (section 4.1) and the emoji of Unicode
-Technical Standard 51, and drops everything between them: blanks, punctuation, and
+Technical Standard 51, and drops everything between them: whitespace, punctuation, and
 signs that are no letters, such as vulgar fractions and superscript digits.
 """
 

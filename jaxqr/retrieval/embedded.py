@@ -147,7 +147,7 @@ class EmbeddedRetriever:
         if built_with != _name(text):
             raise ValueError(
                 f"{path} was built with text={built_with}, not {_name(text)}. "
-                "Open it with that function or build it anew."
+                "Open it with that function or build it again."
             )
         return cls(tantivy.Index.open(str(path)), path, text)
 
@@ -210,7 +210,7 @@ class EmbeddedRetriever:
 
 
 def _schema() -> tantivy.Schema:
-    # Texts arrive as analysed terms, none of which has a blank in it.
+    # Texts arrive as analysed terms, none of which has whitespace in it.
     builder = tantivy.SchemaBuilder()
     builder.add_text_field(
         "id", stored=True, tokenizer_name="raw", index_option="basic"

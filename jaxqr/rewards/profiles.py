@@ -22,7 +22,7 @@ class Profile(NamedTuple):
     """One shopper, over the attributes of MiniELM's Table 6.
 
     `income` is US dollars a year, `price_sensitivity` lies in [0, 1]. A text that is
-    empty, or an empty `brand_affinity`, is a shopper to whom it does not matter.
+    empty, or an empty `brand_affinity`, is a shopper for which it does not matter.
     """
 
     gender: str

@@ -154,11 +154,11 @@ def _weights(given: Mapping[str, float] | None) -> dict[str, float]:
 def _search(
     retriever: Retriever, queries: Sequence[str], rewrites: Sequence[str], k: int
 ) -> tuple[Hits, Hits]:
-    # Blank texts are not sent: some engines answer them with everything they have.
+    # Texts of whitespace are not sent: some engines answer them with everything they have.
     texts = [text for text in dict.fromkeys([*queries, *rewrites]) if text.strip()]
     hits = retriever.search(texts, k)
     at = {text: i for i, text in enumerate(texts)}
-    # One more row, an empty list, for the blank texts.
+    # One more row, an empty list, for those texts.
     hits = Hits(
         np.concatenate([hits.ids, np.full((1, k), "", hits.ids.dtype)]),
         np.concatenate([hits.scores, np.zeros((1, k), np.float32)]),

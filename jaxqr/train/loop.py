@@ -73,7 +73,7 @@ def run(
         state: where to start if `folder` holds no checkpoint; its shapes and
             shardings otherwise. Its buffers are given away.
         batches: see `Batches`. If it has a method `report() -> dict[str, float]`,
-            those numbers of the latest batch are logged beside the step's.
+            those numbers of the latest batch are logged with the step's.
         num_steps: the step to end at.
         frozen: further arguments of every step.
         folder: where metrics and checkpoints go; None keeps nothing.

@@ -1,4 +1,4 @@
-"""Rounds that a reward waits for: draw, score beside the device, make a batch."""
+"""Rounds that a reward waits for: draw, score on the host, make a batch."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
