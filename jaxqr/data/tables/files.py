@@ -268,17 +268,21 @@ def _read_header(path: Path, required: Sequence[str]) -> _Header:
     return max(headers, key=lambda h: len(wanted & {name.strip() for name in h.names}))
 
 
-def _quoted(separator: str) -> re.Pattern[bytes]:
-    """Finds quoted fields; a group matches where one has no proper end."""
+def _quoted(separator: str) -> tuple[bytes, bytes]:
+    """Patterns of a field in quotes, and of a quote that belongs to the text."""
     near = re.escape(separator.encode()) + rb"\r\n"
-    return re.compile(
-        rb'"(?<![^%b]")(?:[^"]++|"")*+(?:"(?![^%b])|())' % (near, near),
-    )
+    field = rb'"[^"]*+(?:""[^"]*+)*+"(?![^%b])' % near
+    return field, rb'(?<=[^%b])"' % near
 
 
-def _rows(data: memoryview, header: _Header) -> list[bytes]:
+def _rows(data: bytes | memoryview, header: _Header) -> list[bytes]:
     """The rows from the header on, each field in quotes made a letter."""
-    plain = _quoted(header.separator).sub(b"q", data)
+    field, literal = _quoted(header.separator)
+    plain = re.sub(
+        rb"%b|%b" % (literal, field),
+        lambda match: match[0] if len(match[0]) == 1 else b"q",
+        data,
+    )
     lines = re.split(rb"\r\n?|\n", plain)[header.skipped :]
     return [line for line in lines if line]
 
@@ -288,21 +292,25 @@ def _check_bytes(path: Path, data: memoryview, header: _Header) -> None:
 
     Arrow's reader would take what follows into the field, other rows too.
     """
-    fields = _quoted(header.separator).finditer(data)
-    wrong = next((match for match in fields if match.lastindex), None)
-    if wrong is not None:
-        start = bytes(data[wrong.start() : wrong.start() + 30]).decode(errors="replace")
+    # One match over the whole file: no object per field.
+    field, literal = _quoted(header.separator)
+    sound = re.match(rb'[^"]*+(?:(?:%b|%b)[^"]*+)*+' % (literal, field), data)
+    assert sound is not None
+    wrong = sound.end()
+    if wrong < len(data):
+        start = bytes(data[wrong : wrong + 30]).decode(errors="replace")
         problem = (
             f"the field that begins with {start!r} has no closing quote before a "
             "separator or line end; close it, and double the quotes that belong to "
             "its text"
         )
-    else:
-        wrong = re.compile(rb"\0").search(data)
+    elif nul := re.search(rb"\0", data):
+        wrong = nul.start()
         problem = f"has a NUL byte; {_UTF8}"
-    if wrong is None:
+    else:
         return
-    rows = _rows(memoryview(bytes(data[: wrong.start()]) + b"?"), header)
+    # The quote closes a field that a NUL is in; elsewhere it is a letter as any other.
+    rows = _rows(bytes(data[:wrong]) + b'"', header)
     names = [*header.names, "after the last"]
     column = names[min(rows[-1].count(header.separator.encode()), len(names) - 1)]
     raise fault(path, len(rows) - 1, column, problem)
