@@ -269,6 +269,10 @@ def test_invalid_utf8_is_named(tmp_path):
     refused(tmp_path, "products.csv", "header", "UTF-8")
     path.write_bytes(good.replace(b"for two", b"for\0two"))
     refused(tmp_path, "products.csv, data row 2", "'title'", "NUL")
+    path.write_bytes(good.replace(b"007,", b"0\x007,"))
+    refused(tmp_path, "products.csv, data row 1", "'product_id'", "NUL")
+    path.write_bytes(good.replace(b",x", b",x,\xfc"))
+    refused(tmp_path, "products.csv, data row 1", "6 fields")
     # What nobody reads may be anything.
     path.write_bytes(good.replace(b",x", b",\xfc"))
     assert tables.load(tmp_path).products["8"].title == "Tent\nfor two"

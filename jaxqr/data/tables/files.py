@@ -197,55 +197,35 @@ def _read_csv(path: Path, required: Sequence[str], wanted: Sequence[str]) -> pa.
     header = _read_header(path, required)
     with pa.memory_map(str(path)) as file:
         buffer = file.read_buffer()
-    _check_bytes(path, buffer, header)
+    data = memoryview(buffer)
+    data = data[3:] if data[:3] == b"\xef\xbb\xbf" else data
+    _check_bytes(path, data, header)
     positions = _positions(path, header.names, required, wanted)
     if header.is_all:
         raise ValueError(f"{path} has no rows after its header; expected at least one")
-    ragged: list[arrow_csv.InvalidRow] = []
-
-    def remember(row: arrow_csv.InvalidRow) -> str:
-        ragged.append(row)
-        return "skip"
-
     names = [str(i) for i in range(len(header.names))]
-    parse = arrow_csv.ParseOptions(
-        delimiter=header.separator,
-        newlines_in_values=True,
-        invalid_row_handler=remember,
-    )
+    parse = arrow_csv.ParseOptions(delimiter=header.separator, newlines_in_values=True)
     convert = arrow_csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.binary()),
         include_columns=[names[i] for i in positions.values()],
     )
     block = _BLOCK
     while True:
-        # Without threads rows come in order and know their number.
         options = arrow_csv.ReadOptions(
-            use_threads=False,
             block_size=block,
             column_names=names,
             skip_rows=header.skipped,
             skip_rows_after_names=1,
         )
-        ragged.clear()
         try:
             table = arrow_csv.read_csv(pa.BufferReader(buffer), options, parse, convert)
-            break
+            return pa.table({name: table[names[i]] for name, i in positions.items()})
         except pa.ArrowInvalid:
             # A record may be longer than a block.
             if block >= min(buffer.size, _LARGEST_BLOCK):
+                _check_fields(path, data, header)
                 raise
             block = min(8 * block, _LARGEST_BLOCK)
-    if ragged:
-        raise fault(
-            path,
-            ragged[0].number - 1 - header.skipped,
-            header.names[-1],
-            f"the row has {ragged[0].actual_columns} fields, the header "
-            f"{ragged[0].expected_columns}; put fields that contain "
-            f"{SEPARATORS.get(header.separator, header.separator)} in double quotes",
-        )
-    return pa.table({name: table[names[i]] for name, i in positions.items()})
 
 
 def _read_header(path: Path, required: Sequence[str]) -> _Header:
@@ -288,34 +268,62 @@ def _read_header(path: Path, required: Sequence[str]) -> _Header:
     return max(headers, key=lambda h: len(wanted & {name.strip() for name in h.names}))
 
 
-def _check_bytes(path: Path, buffer: pa.Buffer, header: _Header) -> None:
+def _quoted(separator: str) -> tuple[bytes, bytes]:
+    """Patterns of a field in quotes, and of a quote that belongs to the text."""
+    near = re.escape(separator.encode()) + rb"\r\n"
+    field = rb'"[^"]*+(?:""[^"]*+)*+"(?![^%b])' % near
+    return field, rb'(?<=[^%b])"' % near
+
+
+def _rows(data: bytes | memoryview, header: _Header) -> list[bytes]:
+    """The rows from the header on, each field in quotes made a letter."""
+    field, literal = _quoted(header.separator)
+    plain = re.sub(
+        rb"%b|%b" % (literal, field),
+        lambda match: match[0] if len(match[0]) == 1 else b"q",
+        data,
+    )
+    lines = re.split(rb"\r\n?|\n", plain)[header.skipped :]
+    return [line for line in lines if line]
+
+
+def _check_bytes(path: Path, data: memoryview, header: _Header) -> None:
     """Raises for NUL bytes, and for quoted fields that go on after a closing quote.
 
     Arrow's reader would take what follows into the field, other rows too.
     """
-    separator = re.escape(header.separator.encode())
-    quoted = re.compile(
-        rb'"(?<![^%b\r\n]")(?:[^"]++|"")*+(?:"(?![^%b\r\n])|())'
-        % (separator, separator)
-    )
-    data = memoryview(buffer)
-    data = data[3:] if data[:3] == b"\xef\xbb\xbf" else data
-    wrong = next((match for match in quoted.finditer(data) if match.lastindex), None)
-    if wrong is not None:
-        start = bytes(data[wrong.start() : wrong.start() + 30]).decode(errors="replace")
+    # One match over the whole file: no object per field.
+    field, literal = _quoted(header.separator)
+    sound = re.match(rb'[^"]*+(?:(?:%b|%b)[^"]*+)*+' % (literal, field), data)
+    assert sound is not None
+    wrong = sound.end()
+    if wrong < len(data):
+        start = bytes(data[wrong : wrong + 30]).decode(errors="replace")
         problem = (
             f"the field that begins with {start!r} has no closing quote before a "
             "separator or line end; close it, and double the quotes that belong to "
             "its text"
         )
-    else:
-        wrong = re.compile(rb"\0").search(data)
+    elif nul := re.search(rb"\0", data):
+        wrong = nul.start()
         problem = f"has a NUL byte; {_UTF8}"
-    if wrong is None:
+    else:
         return
-    # Each field in quotes becomes a letter; then lines are rows.
-    before = quoted.sub(b"q", data[: wrong.start()]) + b"q"
-    lines = [line for line in re.split(rb"[\r\n]+", before) if line]
+    # The quote closes a field that a NUL is in; elsewhere it is a letter as any other.
+    rows = _rows(bytes(data[:wrong]) + b'"', header)
     names = [*header.names, "after the last"]
-    column = names[min(lines[-1].count(header.separator.encode()), len(names) - 1)]
-    raise fault(path, len(lines) - 1 - header.skipped, column, problem)
+    column = names[min(rows[-1].count(header.separator.encode()), len(names) - 1)]
+    raise fault(path, len(rows) - 1, column, problem)
+
+
+def _check_fields(path: Path, data: memoryview, header: _Header) -> None:
+    """Raises for the first row that has not as many fields as the header."""
+    for row, line in enumerate(_rows(data, header)):
+        fields = line.count(header.separator.encode()) + 1
+        if fields != len(header.names):
+            separators = SEPARATORS.get(header.separator, header.separator)
+            problem = (
+                f"the row has {fields} fields, the header {len(header.names)}; put "
+                f"fields that contain {separators} in double quotes"
+            )
+            raise fault(path, row, header.names[-1], problem)

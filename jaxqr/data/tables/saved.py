@@ -50,7 +50,7 @@ def read_products(folder: str | os.PathLike[str]) -> dict[str, Product]:
     table = _read(folder, "products")
     columns = [table[COLUMNS[field]].to_pylist() for field in Product._fields]
     products = map(Product._make, zip(*columns, strict=True))
-    return {product.id: product for product in products}
+    return dict(zip(columns[0], products, strict=True))
 
 
 def read_queries(
