@@ -257,10 +257,11 @@ def test_any_of_several_tokens_ends_a_sample():
 
 def test_a_large_penalty_leaves_no_token_twice():
     params, prompts = toy_params(3, 40), toy_prompts(3, 40, rows=3)
+    params["b"][EOS] = -200.0  # no text ends
 
     def distinct(diversity):
         found = decode.beam_search(
-            Recurrent(Config(99)), params, prompts, max_new_tokens=1, num_beams=6,
+            Recurrent(), params, prompts, max_new_tokens=1, num_beams=6,
             num_groups=3, diversity_penalty=diversity,
         )  # fmt: skip
         return [len({*row}) for row in np.asarray(found.tokens[..., 0])]

@@ -71,7 +71,7 @@ def load_pretrained(
             of classes is loaded with `num_labels=4`, say, and adapters
             (`lora_rank=8`). Without a key they are an error.
         place: the sharding of a parameter of a given shape, such as
-            `partial(sharding.placement, mesh=mesh)`; the first device if it is None.
+            `partial(sharding.placed, mesh=mesh)`; the first device if it is None.
             Every device's part is read for itself: the host never holds a whole model.
         **overrides: config fields to set in place of the folder's.
 
