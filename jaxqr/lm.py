@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxqr import decode, models, sharding, vocab
 from jaxqr.data import prompts
-from jaxqr.data.pipeline import bucket, collate_pairs, in_order
+from jaxqr.data.pipeline import BUCKETS, bucket, collate_pairs, in_order
 from jaxqr.data.prompts import PromptTemplate, Source
 from jaxqr.data.tokenize import Tokenizer, pad_prompts
 from jaxqr.decode import Sampling
@@ -132,6 +132,7 @@ class LM(NamedTuple):
 
     def save(self, folder: str | Path) -> None:
         """Writes a folder that `load` and transformers read, adapters merged."""
+        folder = Path(folder).expanduser()
         self.tokenizer.save(folder)
         models.save_pretrained(folder, self.model, self.params)
 
@@ -269,7 +270,8 @@ class LM(NamedTuple):
         collate: Callable[..., PromptBatch] = partial(
             pad_prompts, width=bucket(max_source), fill=self.tokenizer.eos
         )
-        at_once = min(most, bucket(min(most, max(1, len(tokens)))))
+        # Few prompts make a small batch, of one of a few sizes; many make full ones.
+        at_once = min(most, bucket(min(most, max(1, len(tokens)), BUCKETS[-1])))
         for batch, real in in_order(tokens, collate, batch_size=at_once):
             yield sharding.shard_batch(batch, self.params), real
 

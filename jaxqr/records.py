@@ -153,32 +153,70 @@ class Reward(NamedTuple):
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: a field is missing, or the columns differ in length.
+            ValueError: a field is missing or of another kind, or the columns differ in
+                length.
         """
         try:
-            rows = len(value["total"])
             hits = value["hits"]
             reward = cls(
-                np.array(value["total"], np.float32),
-                {k: np.array(v, np.float32) for k, v in value["parts"].items()},
-                np.array(value["valid"], np.bool_),
-                {k: np.array(v, np.bool_) for k, v in value["flags"].items()},
+                _column(value["total"], np.float32),
+                {k: _column(x, np.float32) for k, x in value["parts"].items()},
+                _column(value["valid"], np.bool_),
+                {k: _column(x, np.bool_) for k, x in value["flags"].items()},
                 None
                 if hits is None
                 else Hits(
-                    np.array(hits["ids"], np.str_).reshape(rows, -1 if rows else 0),
-                    np.array(hits["scores"], np.float32).reshape(
-                        rows, -1 if rows else 0
-                    ),
-                    np.array(hits["valid"], np.bool_),
+                    _column(hits["ids"], np.str_, ndim=2),
+                    _column(hits["scores"], np.float32, ndim=2),
+                    _column(hits["valid"], np.bool_),
                 ),
             )
         except KeyError as error:
             raise ValueError(f"a reward without the field {error}") from None
+        except (TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"not a reward ({error}): expected what Reward.to_json gives"
+            ) from None
+        rows = len(reward.total)
         columns = [reward.valid, *reward.parts.values(), *reward.flags.values()]
         if reward.hits is not None:
             columns += [*reward.hits]
         if any(len(column) != rows for column in columns):
             lengths = [len(column) for column in columns]
             raise ValueError(f"a reward of {rows} rows with columns of {lengths} rows")
+        if (
+            reward.hits is not None
+            and reward.hits.ids.shape != reward.hits.scores.shape
+        ):
+            raise ValueError(
+                f"lists of {reward.hits.ids.shape[1]} ids and of "
+                f"{reward.hits.scores.shape[1]} scores: expected a score for each"
+            )
         return reward
+
+
+_KINDS = {
+    np.float32: ("numbers", "fiu"),
+    np.bool_: ("booleans", "b"),
+    np.str_: ("texts", "U"),
+}
+"""What a JSON column of each dtype holds, and the kinds of arrays that it makes."""
+
+
+def _column(values: Any, dtype: type, *, ndim: int = 1) -> np.ndarray:
+    """A JSON list, or list of lists, as an array.
+
+    Raises:
+        ValueError: it is none, the lists in it differ in length, or something in it is
+            of another kind.
+    """
+    array = np.array(values)
+    if not array.size and isinstance(values, list):
+        return array.reshape((len(values), 0)[:ndim]).astype(dtype)
+    name, kinds = _KINDS[dtype]
+    if array.ndim != ndim or array.dtype.kind not in kinds:
+        raise ValueError(
+            f"{str(values)[:60]} is no list{' of lists' * (ndim - 1)} of {name}"
+        )
+    with np.errstate(over="ignore"):  # beyond float32 is infinite
+        return array.astype(dtype)

@@ -133,7 +133,13 @@ def test_a_malformed_reward_is_a_failure(total, message, caplog):
 
 
 def test_refused():
-    for options in ({"workers": 0}, {"max_consecutive_failures": 0}, {"timeout": 0.0}):
+    for options in (
+        {"workers": 0},
+        {"max_consecutive_failures": 0},
+        {"timeout": 0.0},
+        {"retries": -1},
+        {"backoff": -0.5},
+    ):
         with pytest.raises(ValueError, match="expected"):
             ScoringPool(lengths, **options)
     pool = ScoringPool(lengths)
@@ -141,6 +147,174 @@ def test_refused():
     pool.close()
     with pytest.raises(RuntimeError, match="closed"):
         pool.submit(["q"], ["r"])
+
+
+def test_workers_score_at_the_same_time():
+    """The barrier lets nobody pass before both are there."""
+    both = threading.Barrier(2, timeout=10)
+
+    def reward(queries, rewrites):
+        both.wait()
+        return lengths(queries, rewrites)
+
+    with ScoringPool(reward, workers=2) as pool:
+        batches = [pool.submit(["q"], ["x" * i]) for i in range(4)]
+        assert [batch.result().total[0] for batch in batches] == [0, 1, 2, 3]
+    assert pool.failures == 0
+
+
+def test_results_go_to_their_own_batch():
+    """The first batch is done last."""
+    second = threading.Event()
+
+    def reward(queries, rewrites):
+        if rewrites == ["first"]:
+            assert second.wait(10)
+        return lengths(queries, rewrites)
+
+    with ScoringPool(reward, workers=2) as pool:
+        first, last = pool.submit(["q"], ["first"]), pool.submit(["q"], ["a second"])
+        assert last.result().total.tolist() == [8]
+        second.set()
+        assert first.result().total.tolist() == [5]
+
+
+def fails_first(times, error=ConnectionError):
+    """A reward that works from call `times` + 1 on, and when it was called."""
+    calls = []
+
+    def reward(queries, rewrites):
+        calls.append(time.monotonic())
+        if len(calls) <= times:
+            raise error("search engine is down")
+        return lengths(queries, rewrites)
+
+    return reward, calls
+
+
+def test_a_failed_batch_is_scored_again_after_longer_and_longer_waits():
+    reward, calls = fails_first(3)
+    with ScoringPool(reward, retries=3, backoff=0.05) as pool:
+        assert pool.score(["q"], ["abc"]).total.tolist() == [3]
+    assert pool.failures == 0
+    waits = np.diff(calls)
+    assert len(waits) == 3
+    assert (waits >= [0.05, 0.1, 0.2]).all()
+
+
+def test_retries_come_to_an_end(caplog):
+    reward, calls = fails_first(3)
+    with ScoringPool(reward, retries=2, backoff=0.0) as pool:
+        assert not pool.score(["q"], ["abc"]).valid.any()
+        assert len(calls) == 3
+        assert pool.score(["q"], ["abc"]).valid.all()
+    assert pool.failures == 1
+    assert caplog.text.count("search engine is down") == 1
+
+
+def test_a_malformed_reward_is_asked_for_again():
+    answers = [np.zeros(2, np.float32), np.array([0.5], np.float32)]
+
+    def reward(queries, rewrites):
+        return Reward(answers.pop(0), {}, np.ones(1, np.bool_))
+
+    with ScoringPool(reward, retries=1, backoff=0.0) as pool:
+        assert pool.score(["q"], ["r"]).total.tolist() == [0.5]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_stop_is_not_tried_again(stop):
+    reward, calls = fails_first(1, stop)
+    with ScoringPool(reward, retries=5, backoff=0.0) as pool, pytest.raises(stop):
+        pool.score(["q"], ["r"])
+    assert len(calls) == 1
+
+
+def test_the_timeout_includes_the_retries(caplog):
+    reward, calls = fails_first(1000)
+    with ScoringPool(reward, retries=1000, backoff=0.1, timeout=0.5) as pool:
+        before = time.monotonic()
+        assert not pool.score(["q"], ["r"]).valid.any()
+        assert time.monotonic() - before < 5
+    assert "TimeoutError: no scores after 0.5 s" in caplog.text
+    # Of a batch that nobody waits for any more, no further call is made: the next one
+    # would come 0.4 s after the third.
+    asked = len(calls)
+    assert 1 <= asked <= 3
+    time.sleep(1)
+    assert len(calls) == asked
+
+
+def test_the_message_names_the_failures_of_this_streak():
+    reasons = iter(["first", "fine", "second", "third", "second", "fourth", "fifth"])
+
+    def reward(queries, rewrites):
+        if (reason := next(reasons)) != "fine":
+            raise ConnectionError(reason)
+        return lengths(queries, rewrites)
+
+    with ScoringPool(reward, max_consecutive_failures=3) as pool:
+        for _ in range(4):
+            pool.score(["q"], ["r"])
+        with pytest.raises(RuntimeError) as raised:
+            pool.score(["q"], ["r"])
+        named = "(ConnectionError: second; ConnectionError: third)"
+        assert f"failed 3 times in a row {named}. Check" in str(raised.value)
+        # Whoever goes on all the same begins a new streak.
+        for _ in range(2):
+            assert not pool.score(["q"], ["r"]).valid.any()
+    assert pool.failures == 6
+
+
+def test_a_batch_without_a_valid_row_is_a_failure():
+    def reward(queries, rewrites):
+        """The first word of a rewrite says what fails."""
+        flags = {
+            name: np.array([text.split()[0] == name for text in rewrites], np.bool_)
+            for name in ("search_failed", "judge_failed", "copy")
+        }
+        valid = ~flags["search_failed"] & ~flags["judge_failed"]
+        return Reward(np.zeros(len(rewrites), np.float32), {}, valid, flags)
+
+    bad = ["search_failed", "judge_failed", "search_failed", "search_failed too"]
+    with ScoringPool(reward, retries=2, max_consecutive_failures=2) as pool:
+        lost = pool.score(["q"] * 4, bad)
+        assert lost.flags["search_failed"].tolist() == [True, False, True, True]
+        assert pool.failures == 1
+        assert pool.score(["q"] * 2, ["search_failed", "copy"]).valid.any()
+        pool.score(["q"], ["judge_failed"])
+        with pytest.raises(RuntimeError) as raised:
+            pool.score(["q"] * 4, bad)
+        pool.score([], [])  # has no row that could be valid
+        assert pool.failures == 3
+    for part in (
+        "none of 1 rows is valid: judge failed for 1",
+        "none of 4 rows is valid: search failed for 3, judge failed for 1",
+    ):
+        assert part in str(raised.value)
+    assert raised.value.__cause__ is None
+
+
+def test_rows_that_are_not_valid_may_have_any_total():
+    def reward(queries, rewrites):
+        total = np.array([0.5, np.nan], np.float32)
+        return Reward(total, {}, np.array([True, False]))
+
+    with ScoringPool(reward) as pool:
+        assert pool.score(["q"] * 2, ["a", "b"]).valid.tolist() == [True, False]
+
+
+def test_a_closed_pool_has_no_threads_left():
+    before = set(threading.enumerate())
+    pool = ScoringPool(lengths, workers=3)
+    assert len(set(threading.enumerate()) - before) == 3
+    assert pool.score(["q"], ["abc"]).total.tolist() == [3]
+    pool.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.score(["q"], ["r"])
 
 
 def test_a_hung_batch_does_not_keep_python_alive():

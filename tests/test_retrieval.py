@@ -2,13 +2,16 @@
 
 import math
 import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from jaxqr.records import Product
+from jaxqr.records import Hits, Product
 from jaxqr.retrieval.analysis import tokens
+from jaxqr.retrieval.cached import CachedRetriever
 from jaxqr.retrieval.embedded import EmbeddedRetriever, title_brand_color
 
 # What `POST /_analyze {"analyzer": "standard"}` of Elasticsearch 8.19.4 answered.
@@ -264,3 +267,94 @@ def test_threads_search_while_another_adds(random_texts):
         thread.join()
     assert not errors
     assert set(listed(index.search(["neverseen"], 5))) == {"new0", "new1", "new2"}
+
+
+# The cache
+
+
+class Counting:
+    """Lists a text's own letters; counts what it is asked, and fails as it is told."""
+
+    def __init__(self):
+        self.asked, self.failing, self.down = [], set(), False
+        self.slow = 0.0
+
+    def search(self, queries, k):
+        if k < 1:
+            raise ValueError(f"k is {k}")
+        self.asked += [(query, k) for query in queries]
+        time.sleep(self.slow)
+        if self.down:
+            raise ConnectionError("down")
+        rows = [(list(query) + [""] * k)[:k] for query in queries]
+        ids = np.array(rows, np.str_).reshape(len(rows), k)
+        scores = np.tile(np.arange(k, 0, -1, dtype=np.float32), (len(rows), 1))
+        valid = np.array([query not in self.failing for query in queries], np.bool_)
+        return Hits(ids, scores * (ids != ""), valid)
+
+
+def assert_same_hits(one, other):
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype.kind == b.dtype.kind
+
+
+def test_every_text_is_searched_once():
+    engine = Counting()
+    cached, plain = CachedRetriever(engine), Counting()
+    for queries in (["ab", "c", "ab"], ["c", "def", "ab"], ["def"], ["ab"] * 3, []):
+        assert_same_hits(cached.search(queries, 2), plain.search(queries, 2))
+    assert engine.asked == [("ab", 2), ("c", 2), ("def", 2)]
+
+
+def test_lists_of_another_length_are_searched_for():
+    engine = Counting()
+    cached, plain = CachedRetriever(engine), Counting()
+    for k in (2, 1, 3, 2, 1):
+        hits = cached.search(["abc", "d"], k)
+        assert hits.ids.shape == hits.scores.shape == (2, k)
+        assert_same_hits(hits, plain.search(["abc", "d"], k))
+    assert engine.asked == [(text, k) for k in (2, 1, 3) for text in ("abc", "d")]
+    for queries in (["abc"], ["new"], []):
+        with pytest.raises(ValueError, match="k is 0"):
+            cached.search(queries, 0)
+
+
+def test_a_failed_search_is_not_kept():
+    engine = Counting()
+    cached = CachedRetriever(engine)
+    engine.failing = {"b"}
+    for _ in range(2):
+        assert cached.search(["a", "b", "b", "c"], 2).valid.tolist() == [
+            *(True, False, False, True)
+        ]
+    engine.failing = {"a"}  # what is known stays known
+    for _ in range(2):
+        assert cached.search(["a", "b"], 2).valid.all()
+    assert engine.asked == [(text, 2) for text in "abcbb"]
+
+
+def test_a_search_that_raises_leaves_the_cache_as_it_was():
+    engine = Counting()
+    cached = CachedRetriever(engine)
+    cached.search(["a"], 1)
+    engine.down = True
+    with pytest.raises(ConnectionError):
+        cached.search(["a", "b"], 1)
+    assert cached.search(["a"], 1).valid.all()  # needs no engine
+    engine.down = False
+    assert cached.search(["b", "a"], 1).ids.tolist() == [["b"], ["a"]]
+    assert engine.asked == [(text, 1) for text in "abb"]
+
+
+def test_threads_share_the_cache():
+    engine = Counting()
+    engine.slow = 0.02
+    cached = CachedRetriever(engine)
+    texts = [f"text {i}" for i in range(12)]
+    wanted = [texts[i : i + 6] for i in range(7)] * 3
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda queries: cached.search(queries, 9), wanted))
+    assert sorted(engine.asked) == sorted((text, 9) for text in texts)
+    for queries, hits in zip(wanted, found, strict=True):
+        assert_same_hits(hits, Counting().search(queries, 9))

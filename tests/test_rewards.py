@@ -15,6 +15,9 @@ from jaxqr.rewards import (
 )
 from jaxqr.rewards.profiles import assign
 from jaxqr.rewards.reward import PARTS
+from jaxqr.train.rollouts.draw import Candidates
+from jaxqr.train.rollouts.finish import prefer
+from jaxqr.types import Pairs
 
 LISTS = {
     "shoe": ["a", "b", "c", "d"],
@@ -26,15 +29,18 @@ GAIN = {"a": 1.0, "b": 0.5, "c": 0.0, "d": 0.25, "e": 0.1, "f": 0.01}
 
 
 class FakeRetriever:
-    def __init__(self):
-        self.asked = []
+    """Fails for some texts; what it lists for them means nothing."""
+
+    def __init__(self, *failing):
+        self.asked, self.failing = [], failing
 
     def search(self, queries, k):
         self.asked.append(list(queries))
         rows = [LISTS.get(q, [])[:k] for q in queries]
         ids = [row + [""] * (k - len(row)) for row in rows]
         ids = np.array(ids, dtype=np.str_).reshape(len(rows), k)
-        return Hits(ids, (ids != "").astype(np.float32), np.ones(len(rows), np.bool_))
+        valid = np.array([q not in self.failing for q in queries], np.bool_)
+        return Hits(ids, (ids != "").astype(np.float32), valid)
 
 
 def relevance(queries, ids):
@@ -115,8 +121,81 @@ def test_a_failed_judgement_is_not_a_zero(score):
     assert reward.valid.tolist() == [True, False, True]
     assert np.isfinite(reward.total).all()
     assert reward.total[1] == 0
+    assert not any(part[1] for part in reward.parts.values())
+    assert reward.flags["judge_failed"].tolist() == [False, True, False]
+    assert not reward.flags["search_failed"].any()
+    assert reward.hits.valid.all()  # what was found is known all the same
     without = score(["shoe"] * 2, ["boot", "red shoe"])
     np.testing.assert_array_equal(reward.total[[0, 2]], without.total)
+
+
+def test_a_failed_search_masks_its_own_rows(score):
+    judge = FakeJudge()
+    queries = ["shoe", "shoe", "boot", "boot", "shoe", "shoe"]
+    rewrites = ["boot", "red shoe", "shoe", "", "", "nothing here"]
+    retriever = FakeRetriever("boot")
+    reward = score(queries, rewrites, retriever=retriever, judge=judge)
+    # Neither a rewrite nor a query that was not searched makes a number.
+    known = np.array([False, True, False, False, True, True])
+    assert reward.valid.tolist() == known.tolist()
+    assert reward.flags["search_failed"].tolist() == (~known).tolist()
+    assert not reward.flags["judge_failed"].any()
+    assert reward.flags["no_results"].tolist() == [False] * 4 + [True] * 2
+    assert reward.flags["empty"].tolist() == [False] * 3 + [True] * 2 + [False]
+    # The list of the rewrite "shoe" is known, though its reward is not.
+    assert reward.hits.valid.tolist() == [False, True, True, True, True, True]
+    assert [(query, ids[0]) for query, ids, *_ in judge.seen] == [("shoe", "a")]
+    alone = score(["shoe"] * 3, ["red shoe", "", "nothing here"])
+    for name in ("total", *PARTS):
+        got, expected = reward.part(name), alone.part(name)
+        np.testing.assert_array_equal(got[known], expected)
+        assert np.isnan(got[~known]).all()
+        assert not np.isnan(expected).any()
+    assert not reward.total[~known].any()
+    assert np.isnan(reward.part("no such part")).all()
+
+
+def test_nothing_at_all_was_found_out(score):
+    judge = FakeJudge()
+    reward = score(
+        ["shoe"] * 2, ["boot", ""], retriever=FakeRetriever("shoe"), judge=judge
+    )
+    assert not reward.valid.any()
+    assert reward.flags["search_failed"].all()
+    assert not judge.seen
+
+
+def test_a_failed_row_is_no_preference(score):
+    """Of the pairs of online DPO, a failure takes the weight from its own alone."""
+    queries = ["shoe", "shoe", "boot", "boot", "shoe", "shoe"]
+    rewrites = ["red shoe", "broken", "red shoe", "shoe", "red shoe", "fail"]
+    reward = score(queries, rewrites, retriever=FakeRetriever("broken"))
+    # A search, none, and a judgement.
+    assert reward.valid.tolist() == [True, False, True, True, True, False]
+    source = np.zeros((3, 1), np.int32)
+    target = np.arange(6, dtype=np.int32)[:, None]
+    pairs = Pairs(source, source == 0, target, target >= 0)
+    logps = np.zeros((6, 1), np.float32)
+    batch, report = prefer(Candidates(queries, rewrites, pairs, logps), reward)
+    assert batch.weight.tolist() == [0, 1, 0]
+    assert batch.weight.dtype == np.float32
+    best, worst = (2, 3) if reward.total[2] > reward.total[3] else (3, 2)
+    assert (batch.chosen[1, 0], batch.rejected[1, 0]) == (best, worst)
+    assert report["tied"] == 0
+    assert report["chosen_score"] == reward.total[best]
+    assert report["rejected_score"] == reward.total[worst]
+    # A failure among three candidates is neither the best nor the worst.
+    target = np.arange(3, dtype=np.int32)[:, None]
+    pairs = Pairs(source[:1], source[:1] == 0, target, target >= 0)
+    for place in range(3):
+        rewrites = ["red shoe", "boot"]
+        rewrites.insert(place, "broken")
+        reward = score(["shoe"] * 3, rewrites, retriever=FakeRetriever("broken"))
+        drawn = Candidates(["shoe"] * 3, rewrites, pairs, logps[:3])
+        batch, _ = prefer(drawn, reward)
+        order = sorted({0, 1, 2} - {place}, key=lambda row: reward.total[row])
+        assert (batch.rejected[0, 0], batch.chosen[0, 0]) == tuple(order)
+        assert batch.weight.tolist() == [1]
 
 
 def test_the_judge_sees_the_query_and_not_the_rewrite(score):

@@ -64,6 +64,7 @@ class Classifier(NamedTuple):
             ValueError: the folder has no classification head and `num_labels` is not
                 given, or its tokenizer has ids that the model does not have.
         """
+        folder = Path(folder).expanduser()
         tokenizer, config = Tokenizer.load(folder), models.load_config(folder)
         tokenizer.check_fits(config.vocab_size, folder)
         key = None
@@ -85,6 +86,7 @@ class Classifier(NamedTuple):
 
     def save(self, folder: str | Path) -> None:
         """Writes a Hugging Face folder."""
+        folder = Path(folder).expanduser()
         self.tokenizer.save(folder)
         models.save_pretrained(folder, self.model, self.params)
 

@@ -12,7 +12,6 @@ one that stays down must stop the run rather than let it train on nothing.
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,8 +82,8 @@ class ScoringPool:
                 arguments filled in. With several workers it runs in several threads.
             workers: How many batches are scored at a time, in the order they came.
             timeout: Seconds that one batch may take from the start of its scoring,
-                its retries included; None waits for ever. What runs over is abandoned,
-                not stopped.
+                its retries included; None waits for ever. What runs over is abandoned:
+                the call under way is not stopped, and no retry follows it.
             retries: How often a batch whose scoring raised is scored again.
             backoff: Seconds before the first retry; each further one waits twice as
                 long.
@@ -162,13 +161,14 @@ class ScoringPool:
         self, pending: Pending, scored: queue.SimpleQueue[Reward | BaseException]
     ) -> None:
         for attempt in range(1 + self._retries):
+            if attempt and pending._done.wait(self._backoff * 2 ** (attempt - 1)):
+                return None  # too late: nobody waits for it any more
             try:
                 reward = self._score(pending.sources, pending.texts)
                 _check(reward, len(pending.texts))
             except Exception as error:
                 if attempt == self._retries:
                     return scored.put(error)
-                time.sleep(self._backoff * 2**attempt)
             except BaseException as error:  # raised again by who asks for the result
                 return scored.put(error)
             else:
