@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxqr import models
+from jaxqr import models, sharding
 from jaxqr.models import convert
-from jaxqr.train import sharding
 
 
 def assert_equal(one, other):
@@ -171,11 +170,11 @@ def test_every_device_reads_its_own_part(tmp_path, originals, name, monkeypatch)
     folder = tmp_path / "folder"
     models.save_pretrained(folder, model, params, shard_bytes=30_000)
     _, loaded = models.load_pretrained(
-        folder, place=partial(sharding.placed, mesh=mesh), vocab_multiple=4
+        folder, place=partial(sharding.placement, mesh=mesh), vocab_multiple=4
     )
     split = 0
     for x in jax.tree.leaves(loaded):
-        assert x.sharding == sharding.placed(x, mesh)
+        assert x.sharding == sharding.placement(x, mesh)
         assert len(x.sharding.device_set) == 8
         split += not x.is_fully_replicated
     assert split > 10

@@ -7,25 +7,39 @@ import numpy as np
 import pytest
 import tiny
 from scipy.special import log_softmax, logsumexp
-from tiny import EOS, SGD, compiled, copy_of, pairs, rows, start
+from step_cases import (
+    ADVANTAGES,
+    CORPUS,
+    OTHER_ROWS,
+    ROWS,
+    WEIGHT,
+    cases,
+    labeled,
+    minillm_batch,
+    preferences,
+)
+from tiny import EOS, SGD, compiled, copy_of, pairs, start
 
 from jaxqr.train import state as train_state
 from jaxqr.train import steps
-from jaxqr.types import LabeledBatch, Preferences
 
-ROWS, OTHER_ROWS = rows(4), rows(4, seed=1)
-CORPUS = rows(4, source=1, target=5, seed=2)
-STUDENT, TEACHER, OLD = tiny.params(0), tiny.params(1), tiny.params(2)
-TEACHER_STATIC = {"teacher": tiny.GPT2}
-WEIGHT = np.array([1, 0, 1, 1], np.float32)
+STUDENT, TEACHER = tiny.params(0), tiny.params(1)
+CASES = cases()
+SFT, DPO = CASES["sft"].step, CASES["dpo"].step
+KINDS, MODES = ("forward_kl", "reverse_kl", "jsd"), ("paper", "lmops")
 
 
 def take(step, batch, *frozen, params=STUDENT):
     """One step of gradient descent at rate 1: gradient and metrics."""
     state = start()._replace(params=copy_of(params))
-    new, metrics = step(state, batch, *frozen)
+    new, metrics = step(state, batch, {}, *frozen)
     gradient = jax.tree.map(lambda a, b: np.asarray(a - b), params, new.params)
     return gradient, jax.device_get(metrics)
+
+
+def take_case(name, **padding):
+    step, batch, frozen = CASES[name]
+    return take(step, batch(**padding), *([TEACHER] if frozen else []))
 
 
 def assert_close(actual, expected, tolerance=2e-5):
@@ -36,58 +50,9 @@ def assert_trees_close(actual, expected, tolerance=2e-5):
     jax.tree.map(lambda a, b: assert_close(a, b, tolerance), actual, expected)
 
 
-def preferences(one, other, weight=WEIGHT, **padding):
-    """`one` preferred to `other`, whose sources are taken from `one`."""
-    batch, rejected = pairs(one, **padding), pairs(other, **padding)
-    return Preferences(*batch, rejected.target, rejected.target_mask, weight)
-
-
 def losers(one, other):
     """The rows of `other`, continuing the sources of `one`."""
     return [a._replace(target=b.target) for a, b in zip(one, other, strict=True)]
-
-
-def on_tokens(values, width=8):
-    """Lists of one number per target token -> `[B, T]`, 0 in the padding."""
-    padded = np.zeros((len(values), width), np.float32)
-    for line, numbers in zip(padded, values, strict=True):
-        line[: len(numbers)] = numbers
-    return padded
-
-
-def minillm_batch(old=OLD, **padding):
-    return steps.MiniLLMBatch(
-        pairs(ROWS, **padding),
-        on_tokens(tiny.token_logps(old, ROWS)),
-        on_tokens(tiny.token_logps(TEACHER, ROWS)),
-        pairs(CORPUS, **padding),
-    )
-
-
-SFT = compiled(steps.sft_step, SGD)
-DPO = compiled(steps.dpo_step, SGD, beta=0.3)
-DISTILL = {
-    kind: compiled(
-        steps.distill_step, SGD, **TEACHER_STATIC,
-        kind=kind, beta=0.3, temperature=2.0, nll_weight=0.5,
-    )
-    for kind in ("forward_kl", "reverse_kl", "jsd")
-}  # fmt: skip
-MODES = {
-    mode: compiled(
-        steps.minillm_step, SGD, **TEACHER_STATIC, settings=steps.MiniLLM.mode(mode)
-    )
-    for mode in ("paper", "lmops")
-}
-
-# What each step is given, by the padding of its batch.
-CASES = {
-    "sft": (SFT, lambda **p: (pairs(ROWS, **p),)),
-    "distill": (DISTILL["jsd"], lambda **p: (pairs(ROWS, **p), TEACHER)),
-    "dpo": (DPO, lambda **p: (preferences(ROWS, OTHER_ROWS, **p),)),
-    "dpo-frozen": (DPO, lambda **p: (preferences(ROWS, OTHER_ROWS, **p), TEACHER)),
-    "minillm": (MODES["lmops"], lambda **p: (minillm_batch(**p), TEACHER)),
-}
 
 
 # What holds for all
@@ -95,33 +60,34 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_padding_changes_nothing(name):
-    step, batch = CASES[name]
-    gradient, metrics = take(step, *batch())
+    gradient, metrics = take_case(name)
     # Wider batches have a shape of their own: one step's compilation stands for all.
     wider = [{"source": 9, "target": 11}] if name == "sft" else []
     for padding in ({}, *wider):
-        other_gradient, other_metrics = take(step, *batch(garbage=9, **padding))
+        other_gradient, other_metrics = take_case(name, garbage=9, **padding)
         assert_close(other_metrics["loss"], metrics["loss"])
         assert_trees_close(other_gradient, gradient)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_compiles_once_and_moves_the_state(name):
-    step, batch = CASES[name]
-    take(step, *batch())
+    step, batch, frozen = CASES[name]
+    teacher = [TEACHER] if frozen else []
+    take(step, batch(), *teacher)
     programs = step._cache_size()
     state = start(seed=3)
     for count in range(1, 4):
         given, before = batch(garbage=count), state
         keys = jax.random.key_data(jax.random.split(state.key))
-        state, metrics = step(state, *given)
+        state, metrics = step(state, given, {}, *teacher)
         assert int(state.step) == count
         # It goes on with one half of its key; sampling has the other.
         assert (jax.random.key_data(state.key) == keys[0]).all()
         # The state was given away, the frozen parameters were not.
         assert all(x.is_deleted() for x in jax.tree.leaves(before.params))
         assert not any(
-            isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(given)
+            isinstance(x, jax.Array) and x.is_deleted()
+            for x in jax.tree.leaves((given, teacher))
         )
         assert all(np.ndim(x) == 0 for x in metrics.values())
         assert np.isfinite(list(jax.device_get(metrics).values())).all()
@@ -183,9 +149,9 @@ def defined_divergence(kind, q, p, beta=0.3):
     return beta * kl(p, mixture) + (1 - beta) * kl(q, mixture)
 
 
-@pytest.mark.parametrize("kind", DISTILL)
+@pytest.mark.parametrize("kind", KINDS)
 def test_distillation_is_its_divergence_and_nll(kind):
-    _, metrics = take(DISTILL[kind], pairs(ROWS), TEACHER)
+    _, metrics = take_case(f"distill-{kind}")
     q, p = (np.concatenate(tiny.next_logps(x, ROWS)) for x in (STUDENT, TEACHER))
     q, p = (log_softmax(logps / 2.0, axis=-1) for logps in (q, p))
     divergence = defined_divergence(kind, q, p).mean()
@@ -237,27 +203,14 @@ def defined_minillm(mode, student, old):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("old", [STUDENT, OLD], ids=["same", "moved"])
+@pytest.mark.parametrize("old", [0, 2], ids=["same", "moved"])
 def test_minillm_is_its_definition(mode, old):
-    _, metrics = take(MODES[mode], minillm_batch(old), TEACHER)
-    expected = defined_minillm(mode, STUDENT, old)
-    assert old is STUDENT or expected["clip_fraction"] > 0
+    step = CASES[f"minillm-{mode}"].step
+    _, metrics = take(step, minillm_batch(old=old), TEACHER)
+    expected = defined_minillm(mode, STUDENT, tiny.params(old))
+    assert old == 0 or expected["clip_fraction"] > 0
     for name, value in expected.items():
         assert_close(metrics[name], value, 1e-4)
-
-
-def test_minillms_gradient_is_the_slope_of_its_loss():
-    """What was sampled is a constant; the student's move is not."""
-    gradient, _ = take(MODES["paper"], minillm_batch(), TEACHER)
-    norm = np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(gradient)))
-    direction = jax.tree.map(lambda x: x / norm, gradient)
-
-    def loss(size):
-        moved = jax.tree.map(lambda x, d: x + size * d, STUDENT, direction)
-        return defined_minillm("paper", moved, OLD)["loss"]
-
-    slope = (loss(1e-3) - loss(-1e-3)) / 2e-3
-    assert_close(slope, norm, 1e-2)
 
 
 def test_minillms_modes():
@@ -324,31 +277,40 @@ def test_a_batch_of_ties_moves_nothing():
     assert all((x == 0).all() for x in jax.tree.leaves(gradient))
 
 
+# Policy gradients
+
+
+def test_a_policy_gradient_is_its_equation():
+    gradient, metrics = take_case("policy_gradient")
+    logps = [x.sum() for x in tiny.token_logps(STUDENT, ROWS)]
+    tokens = sum(len(row.target) for row in ROWS)
+    assert metrics["tokens"] == tokens
+    assert_close(metrics["loss"], -(ADVANTAGES * logps).sum() / tokens)
+    assert_close(metrics["advantage"], ADVANTAGES.mean())
+    # A row of advantage 0 has no gradient.
+    step, batch = CASES["policy_gradient"].step, CASES["policy_gradient"].batch()
+    target = batch.pairs.target.copy()
+    target[2] = OTHER_ROWS[0].target[0]
+    changed = batch._replace(pairs=batch.pairs._replace(target=target))
+    assert_trees_close(take(step, changed)[0], gradient, 1e-6)
+
+
 # Classes
-
-
-def labelled(seed=0, padding=0):
-    rng = np.random.default_rng(seed)
-    mask = np.arange(8 + padding)[None] < np.array([8, 3, 1, 6])[:, None]
-    tokens = rng.integers(0, tiny.VOCAB, mask.shape).astype(np.int32)
-    segments = rng.integers(0, 2, mask.shape).astype(np.int32)
-    label = np.array([0, 1, 2, 3], np.int32)
-    return LabeledBatch(tokens, mask, segments, label)
 
 
 def test_classification_is_cross_entropy():
     params = jax.tree.map(
         lambda x: 8 * x, tiny.models.init(tiny.BERT, jax.random.key(0))
     )
-    step = steps.compile_step(steps.classify_step, model=tiny.BERT, optimizer=SGD)
-    batch = labelled()
+    step = compiled(steps.classify_step, SGD, tiny.BERT)
+    batch = labeled()
     state = train_state.create(params, SGD, jax.random.key(0))
     losses = []
     for count in range(3):
         logits = golden.apply(tiny.BERT, state.params, *batch[:3], method="classify")
         logps = log_softmax(np.float64(logits), axis=-1)
         before = state
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, {})
         losses.append(float(metrics["loss"]))
         assert_close(metrics["loss"], -logps[np.arange(4), batch.label].mean())
         correct = logps.argmax(axis=-1) == batch.label
@@ -359,26 +321,7 @@ def test_classification_is_cross_entropy():
     assert losses[2] != losses[0]
 
 
-# Measurement
-
-
-def test_measured_sums_are_those_of_the_tables():
-    measure = steps.compile_step(
-        steps.measure, donate=False, model=tiny.GPT2, other=tiny.GPT2
-    )
-    tables, others = (tiny.next_logps(x, ROWS) for x in (STUDENT, TEACHER))
-    measured = measure(STUDENT, pairs(ROWS), TEACHER)
-    for _ in range(2):  # nothing was donated
-        measured = measure(STUDENT, pairs(ROWS, garbage=4), TEACHER)
-    assert measure._cache_size() == 1
-    assert measured.tokens.tolist() == [len(r.target) for r in ROWS]
-    assert_close(measured.nll, -sequence_logps(STUDENT, ROWS), 1e-4)
-    assert_close(measured.entropy, [-(np.exp(q) * q).sum() for q in tables], 1e-4)
-    divergence = [kl(q, p).sum() for q, p in zip(tables, others, strict=True)]
-    assert_close(measured.reverse_kl, divergence, 1e-4)
-    alone = measure(STUDENT, pairs(ROWS))
-    assert (alone.reverse_kl == 0).all()
-    assert_close(alone.nll, measured.nll, 1e-6)
+# The reference
 
 
 def test_the_tables_are_distributions():
@@ -393,7 +336,7 @@ def test_the_tables_are_distributions():
     assert EOS == 0
 
 
-# The optimiser
+# The optimizer
 
 
 def test_schedules():

@@ -12,6 +12,7 @@ from scipy.special import log_softmax
 from jaxqr import models
 from jaxqr.data.pipeline import pair_batches
 from jaxqr.data.tokenize import Row, Tokenizer, pad_right, train_tokenizer
+from jaxqr.lm import LM
 from jaxqr.train import state, steps
 from jaxqr.types import Pairs, Params, TrainState
 
@@ -95,15 +96,20 @@ def scrambled(params: Params, std: float, seed: int = 0) -> Params:
     )
 
 
+def lm(seed: int = 0, model: Any = GPT2) -> LM:
+    return LM(model, params(seed, model=model), tokenizer())
+
+
 def start(
     optimizer: optax.GradientTransformation = SGD, seed: int = 0, **options: Any
 ) -> TrainState:
     return state.create(params(seed, **options), optimizer, jax.random.key(seed))
 
 
-def state_of(seed: int) -> TrainState:
+def state_of(seed: int, trained: Params | None = None) -> TrainState:
     """A state that nothing trains: parameters and a key."""
-    return TrainState(params(seed), (), jax.random.key(seed), jax.numpy.int32(0))
+    trained = params(seed) if trained is None else trained
+    return TrainState(trained, (), jax.random.key(seed), jax.numpy.int32(0))
 
 
 def rows(count: int, *, source: int = 5, target: int = 6, seed: int = 0) -> list[Row]:
