@@ -154,7 +154,7 @@ def _weights(given: Mapping[str, float] | None) -> dict[str, float]:
 def _search(
     retriever: Retriever, queries: Sequence[str], rewrites: Sequence[str], k: int
 ) -> tuple[Hits, Hits]:
-    # Texts of whitespace are not sent: some engines answer them with everything they have.
+    # Empty texts are not sent: some engines answer them with everything they have.
     texts = [text for text in dict.fromkeys([*queries, *rewrites]) if text.strip()]
     hits = retriever.search(texts, k)
     at = {text: i for i, text in enumerate(texts)}
