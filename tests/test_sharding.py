@@ -9,9 +9,9 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
-from jaxqr import decode, models
-from jaxqr.train import sharding, steps
+from jaxqr import decode, models, sharding
 from jaxqr.train import state as train_state
+from jaxqr.train import steps
 from jaxqr.types import PromptBatch
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
@@ -27,7 +27,7 @@ def start(params):
 def two_steps(state, batch, like=None):
     step = steps.compile_step(steps.sft_step, like=like, **STATIC)
     for _ in range(2):
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, {})
     assert step._cache_size() == 1  # the second step found the state where it was
     return state, metrics
 
@@ -53,7 +53,7 @@ def test_eight_devices_compute_what_one_does(single, fsdp):
     mesh = sharding.make_mesh(fsdp)
     assert dict(mesh.shape) == {"data": 8 // fsdp, "fsdp": fsdp}
     params = sharding.shard_params(tiny.params(), mesh)
-    state = start(params)  # made in its place, the optimiser's part too
+    state = start(params)  # made in its place, the optimizer's part too
     batch = sharding.shard_batch(BATCH, state.params)
     assert parts(batch.source) == {(1, 7)}
     placements = jax.tree.map(lambda x: x.sharding, state)
@@ -113,7 +113,7 @@ def test_an_encoder_decoder_computes_the_same(monkeypatch):
         step = steps.compile_step(
             steps.sft_step, like=state if model is wide else None, **static
         )
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, {})
         return jax.device_get((state.params, metrics, drawn, beams))
 
     expected, found = all_of(model, params), all_of(wide, placed)
