@@ -66,7 +66,7 @@ def slopes(step, state, arguments):
     return np.array(of_gradient), np.array(of_loss)
 
 
-@pytest.mark.parametrize(("family", "name"), CASES, ids="-".join)
+@pytest.mark.parametrize(("family", "name"), CASES, ids=map("-".join, CASES))
 def test_a_gradient_is_the_slope_of_its_loss(family, name):
     model, case = CASES[family, name]
     state = tiny.start(model=model)
