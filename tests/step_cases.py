@@ -48,9 +48,7 @@ def target_logps(model: Any, seed: int, pairs_of: Callable[[], Pairs]) -> np.nda
     """Log-probabilities of the targets, `[B, T]`, 0 in the padding."""
     batch = pairs_of()
     parameters = tiny.params(seed, model=model)
-    features, tokens, mask = golden.apply(
-        model, parameters, batch, method="completion"
-    )
+    features, tokens, mask = golden.apply(model, parameters, batch, method="completion")
     logps = jax.jit(vocab.token_logps)(features, tokens)
     return np.asarray(logps * mask)[:, 1:]
 

@@ -1,4 +1,4 @@
-"""Adapters in training: they alone move, are optimised, donated to no one and saved."""
+"""Adapters in training: they alone move, are optimized and saved; the base stays."""
 
 import dataclasses
 import json
@@ -11,8 +11,8 @@ import optax
 import pytest
 import tiny
 
-from jaxqr import losses, models, vocab
-from jaxqr.train import loop, sharding, steps
+from jaxqr import losses, models, sharding, vocab
+from jaxqr.train import loop, steps
 from jaxqr.train import state as train_state
 from jaxqr.train.checkpoint import Checkpoints
 from jaxqr.types import Preferences
@@ -33,7 +33,9 @@ def params(seed=0):
 
 
 def start(given, optimizer=ADAM):
-    return train_state.create(given, optimizer, jax.random.key(0))
+    """The state of the adapters, and the base."""
+    trained, base = models.partition(given)
+    return train_state.create(trained, optimizer, jax.random.key(0)), base
 
 
 def pointers(tree):
@@ -48,7 +50,8 @@ def test_the_gradient_is_that_of_the_merged_map(tmp_path):
     """dL/dA = s (dL/dW) B^T and dL/dB = s A^T (dL/dW), W being the merged map."""
     given = params()
     step = steps.compile_step(steps.sft_step, model=MODEL, optimizer=tiny.SGD)
-    after, _ = step(start(given, tiny.SGD), BATCH)
+    state, base = start(given, tiny.SGD)
+    after, _ = step(state, BATCH, base)
     models.save_pretrained(tmp_path, MODEL, given)
     merged, whole = models.load_pretrained(tmp_path)
 
@@ -80,37 +83,43 @@ def test_the_rest_is_neither_moved_nor_copied_nor_given_away(fsdp, monkeypatch):
     if fsdp:
         given = sharding.shard_params(given, sharding.make_mesh(fsdp))
         batch = sharding.shard_batch(BATCH, given)
-    base, adapters = pointers(given["params"]), jax.device_get(given["lora"])
-    state = start(given)
+    adapters = jax.device_get(given["lora"])
+    state, base = start(given)
+    assert (state.params.keys(), base.keys()) == ({"lora"}, {"params"})
+    before = pointers(base)
     step = STEP
     if fsdp:
         step = steps.compile_step(
             steps.sft_step, like=state, model=MODEL, optimizer=ADAM
         )
-    assert pointers(state.params["params"]) == base
     for _ in range(2):
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, base)
     assert np.isfinite(metrics["loss"])
-    assert pointers(state.params["params"]) == base
+    assert state.params.keys() == {"lora"}
+    assert pointers(base) == before  # neither copied nor given away
     assert step._cache_size() == 1
     moved = jax.tree.map(
         lambda a, b: np.abs(a - b).max(), state.params["lora"], adapters
     )
     assert all(x > 1e-3 for x in jax.tree.leaves(moved))
     tiny.assert_same_bits(jax.device_get(given["lora"]), adapters)  # still there
-    # The optimiser remembers adapters only.
+    # The optimizer remembers adapters only.
     moments = {x.shape for x in jax.tree.leaves(state.opt_state[0].mu)}
     assert moments == {x.shape for x in jax.tree.leaves(adapters)}
     assert all(RANK in shape for shape in moments)
 
 
 def test_a_checkpoint_holds_the_adapters_alone(tmp_path):
-    def batches():
-        return tiny.sft_batches()
-
     def train(num_steps, folder):
-        state = start(params())
-        return loop.run(STEP, state, batches(), num_steps=num_steps, folder=folder)
+        state, base = start(params())
+        return loop.run(
+            STEP,
+            state,
+            tiny.sft_batches(),
+            num_steps=num_steps,
+            folder=folder,
+            frozen=(base,),
+        )
 
     whole = train(4, tmp_path / "whole")
     train(2, tmp_path / "broken")
@@ -120,22 +129,31 @@ def test_a_checkpoint_holds_the_adapters_alone(tmp_path):
     resumed = train(4, tmp_path / "broken")
     tiny.assert_same_bits(resumed, whole)
     # Its base must be the one that it began with, to the last bit.
-    checkpoints = Checkpoints(tmp_path / "whole" / "checkpoints")
-    like, changed = params(), params()
+
+    def restored(given, like=None):
+        state, base = start(given)
+        folder = tmp_path / "whole" / "checkpoints"
+        checkpoints = Checkpoints(folder, frozen=(base,))
+        try:
+            return checkpoints.restore(like or state)
+        finally:
+            checkpoints.close()
+
+    changed = params()
     table = changed["params"]["shared"]["embedding"]
     swapped = table.at[jnp.array([3, 5])].set(table[jnp.array([5, 3])])
     changed["params"]["shared"]["embedding"] = swapped
-    assert checkpoints.restore(start(like)) is not None
-    spread = sharding.shard_params(like, sharding.make_mesh(2))
-    assert checkpoints.restore(start(spread)) is not None
-    with pytest.raises(ValueError, match="adapters of a model that has other weights"):
-        checkpoints.restore(start(changed))
-    checkpoints.close()
+    assert restored(params()) is not None
+    spread = sharding.shard_params(params(), sharding.make_mesh(2))
+    assert restored(spread) is not None
+    with pytest.raises(ValueError, match=r"another frozen model \(base, teacher or"):
+        restored(changed)
     # Without adapters it is another run.
-    checkpoints = Checkpoints(tmp_path / "whole" / "checkpoints")
+    whole_model = train_state.create(
+        {"params": params()["params"]}, ADAM, jax.random.key(0)
+    )
     with pytest.raises(ValueError, match=r"lora.*expected None"):
-        checkpoints.restore(start({"params": params()["params"]}))
-    checkpoints.close()
+        restored(params(), like=whole_model)
 
 
 def test_preferences_begin_at_the_reference():
@@ -145,10 +163,11 @@ def test_preferences_begin_at_the_reference():
         *BATCH, BATCH.target[::-1], BATCH.target_mask[::-1], np.ones(8, np.float32)
     )
     step = steps.compile_step(steps.dpo_step, model=MODEL, optimizer=ADAM)
-    state, first = step(start(given), batch, given)
+    state, base = start(given)
+    state, first = step(state, batch, base, given)
     np.testing.assert_allclose(first["loss"], np.log(2), rtol=1e-5)
     for _ in range(4):
-        state, metrics = step(state, batch, given)
+        state, metrics = step(state, batch, base, given)
     assert metrics["loss"] < 0.9 * first["loss"]
 
 
@@ -160,11 +179,13 @@ def test_adapters_learn_what_the_base_has_not_seen():
     batches = tiny.sft_batches()
     state = train_state.create(base, tiny.ADAM, jax.random.key(0))
     for _ in range(20):
-        state, _ = plain(state, batches.next(state))
+        state, _ = plain(state, batches.next(state), {})
     base = tiny.copy_of(state.params)
     given = {**base, "lora": models.init(MODEL, jax.random.key(1))["lora"]}
     step = steps.compile_step(steps.sft_step, model=MODEL, optimizer=optimizer)
-    adapted = loop.run(step, start(given, optimizer), batches, num_steps=150).params
+    state, frozen = start(given, optimizer)
+    state = loop.run(step, state, batches, num_steps=150, frozen=(frozen,))
+    adapted = models.combine(state.params, frozen)
     rows = tiny.tokenizer().pairs(tiny.HELD_OUT, max_source=16, max_target=16)
     held_out = tiny.pairs(rows, 17, 17)
 
@@ -176,6 +197,4 @@ def test_adapters_learn_what_the_base_has_not_seen():
 
     before, after = nll(given), nll(adapted)
     assert after < 0.7 * before
-    assert (jnp.stack(jax.tree.leaves(jax.tree.map(
-        lambda a, b: (a == b).all(), adapted["params"], base["params"]
-    )))).all()  # fmt: skip
+    tiny.assert_same_bits(adapted["params"], base["params"])

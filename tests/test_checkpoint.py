@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxqr.train import sharding
+from jaxqr import sharding
 from jaxqr.train.checkpoint import Checkpoints
 from jaxqr.types import TrainState
 

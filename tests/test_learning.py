@@ -11,12 +11,20 @@ import pytest
 import tiny
 
 from jaxqr import metrics, models
-from jaxqr.data.pipeline import Batches, collate_encoder, collate_pairs, pair_batches
-from jaxqr.rewards import Reward, Sidecar
-from jaxqr.train import loop, online, rollout, steps
+from jaxqr.data.pipeline import Batches, collate_encoder, pair_batches
+from jaxqr.decode import Sampling
+from jaxqr.lm import LM
+from jaxqr.records import Reward
+from jaxqr.rewards.pool import ScoringPool
+from jaxqr.train import loop, steps
 from jaxqr.train import state as train_state
+from jaxqr.train.rollouts import finish
+from jaxqr.train.rollouts.draw import Samples
+from jaxqr.train.rollouts.minibatches import Minibatches
+from jaxqr.train.rollouts.mixture import MixtureRollouts, WithCorpus
+from jaxqr.train.rollouts.online import OnlineRollouts
 
-SAMPLING = rollout.Sampling(16, 8)
+SAMPLING = Sampling(16, 8)
 QUERIES = [query for query, _ in tiny.HELD_OUT]
 
 
@@ -34,20 +42,23 @@ def tuned(request):
     model = {"llama": tiny.LLAMA, "t5": tiny.T5}[request.param]
     step, batches = tiny.compiled(steps.sft_step, model=model), tiny.sft_batches()
     fresh = models.init(model, jax.random.key(0))
-    state = loop.run(step, start(fresh), batches, num_steps=40)
+    state = loop.run(step, start(fresh), batches, num_steps=40, frozen=({},))
     early = tiny.copy_of(state.params)
     for _ in range(120):
-        state, _ = step(state, batches.next(state))
+        state, _ = step(state, batches.next(state), {})
     return Tuned(model, early, state.params)
 
 
 def rewrites(model, params, sampling, n=1):
     """`n` per held-out query, in one list."""
-    texts = rollout.rewrite(
-        model, params, tiny.tokenizer(), QUERIES, jax.random.key(0),
-        sampling=sampling, n=n, batch_size=16,
-    )  # fmt: skip
-    return [text for of_query in texts for text in of_query]
+    drawn = LM(model, params, tiny.tokenizer()).rewrite(
+        QUERIES, sampling=sampling, n=n, batch_size=16
+    )
+    return [rewrite.text for of_query in drawn for rewrite in of_query]
+
+
+def queries():
+    return Batches([q for q, _ in tiny.TRAIN], list, batch_size=8, seed=0)
 
 
 def start(params):
@@ -62,7 +73,7 @@ def test_fine_tuning_beats_the_copy(tuned):
         metrics.rouge_l(QUERIES, references), metrics.rouge_l(greedy, references)
     )
     assert gain.low > 0, greedy
-    # What a thing is called, at least, it has learnt.
+    # What a thing is called, at least, it has learned.
     names = [text.split()[0] for text in references]
     assert np.mean([t.startswith(n) for t, n in zip(greedy, names, strict=True)]) > 0.8
 
@@ -71,27 +82,31 @@ def test_distillation_comes_nearer_to_its_teacher(tuned):
     model, student, teacher = tuned
     settings = steps.MiniLLM.mode("lmops")
     corpus = tiny.tokenizer().plain([b for _, b in tiny.TRAIN], max_target=16)
-    batches = rollout.MixtureRollouts(
-        model, model, teacher, tiny.sft_batches(),
-        pair_batches(corpus, batch_size=8, seed=1, fill=tiny.EOS), SAMPLING,
-        alpha=settings.alpha, rollouts=16, inner_epochs=2, batch_size=8,
+    bundle = LM(model, student, tiny.tokenizer())
+    rollouts = MixtureRollouts(
+        bundle, bundle.with_params(teacher), queries(), SAMPLING,
+        alpha=settings.alpha, rollouts=16,
     )  # fmt: skip
+    batches = WithCorpus(
+        Minibatches(rollouts, epochs=2, batch_size=8, seed=0),
+        pair_batches(corpus, batch_size=8, seed=1, fill=tiny.EOS),
+    )
     step = tiny.compiled(
         steps.minillm_step, model=model, teacher=model, settings=settings
     )
-    state = loop.run(step, start(student), batches, num_steps=60, frozen=(teacher,))
+    state = loop.run(step, start(student), batches, num_steps=60, frozen=({}, teacher))
 
     assert step._cache_size() == 1
-
-    measure = steps.compile_step(steps.measure, donate=False, model=model, other=model)
 
     def reverse_kl(params):
         """Of each held-out query's own sample, in nats."""
         drawn = rewrites(model, params, SAMPLING)
-        pairs = list(zip(QUERIES, drawn, strict=True))
-        rows = tiny.tokenizer().pairs(pairs, max_source=16, max_target=16)
-        measured = measure(params, collate_pairs(rows, fill=tiny.EOS), teacher)
-        return np.asarray(measured.reverse_kl)
+        stats = bundle.with_params(params).token_stats(
+            list(zip(QUERIES, drawn, strict=True)),
+            teacher=bundle.with_params(teacher), max_source=16, max_target=16,
+            batch_size=16,
+        )  # fmt: skip
+        return stats.reverse_kl
 
     gain = metrics.paired_bootstrap(-reverse_kl(student), -reverse_kl(state.params))
     assert gain.low > 0, gain
@@ -103,19 +118,12 @@ def shortness(queries: list[str], rewrites: list[str]) -> Reward:
 
 
 def test_online_preferences_raise_the_reward(tuned):
-    queries = Batches([q for q, _ in tiny.TRAIN], list, batch_size=8, seed=0)
-    with Sidecar(shortness) as sidecar:
-        batches = online.OnlineRollouts(
-            tuned.model,
-            tiny.tokenizer(),
-            queries,
-            sidecar.submit,
-            Reward,
-            online.prefer,
-            SAMPLING,
-        )
+    policy = LM(tuned.model, tuned.late, tiny.tokenizer())
+    with ScoringPool(shortness) as pool:
+        draw = Samples(policy, queries(), SAMPLING, n=2)
+        batches = OnlineRollouts(draw, pool.submit, finish.prefer)
         step = tiny.compiled(steps.dpo_step, model=tuned.model)
-        state = loop.run(step, start(tuned.late), batches, num_steps=40)
+        state = loop.run(step, start(tuned.late), batches, num_steps=40, frozen=({},))
     assert step._cache_size() == 1
 
     def rewards(params):
@@ -139,10 +147,10 @@ def test_the_relevance_model_beats_the_majority(model):
             for j, label in ((i, 0), (i, 0), (wrong, 3)):
                 title = f"{names[j]} in {rng.choice(tiny.COLOURS)}"
                 rows.append((f"{colour} {thing}", title, label))
-    queries, titles, labels = zip(
+    asked, titles, labels = zip(
         *(rows[i] for i in rng.permutation(len(rows))), strict=True
     )
-    encoded = tiny.tokenizer().encoder(queries, titles, max_tokens=16, labels=labels)
+    encoded = tiny.tokenizer().encoder(asked, titles, max_tokens=16, labels=labels)
     held_out, train = encoded[:40], encoded[40:]
 
     collate = partial(collate_encoder, fill=tiny.EOS)
@@ -152,7 +160,7 @@ def test_the_relevance_model_beats_the_majority(model):
     state = train_state.create(fresh, optimizer, jax.random.key(0))
     step = steps.compile_step(steps.classify_step, model=model, optimizer=optimizer)
     batches = Batches(train, collate, batch_size=16, seed=0)
-    state = loop.run(step, state, batches, num_steps=300)
+    state = loop.run(step, state, batches, num_steps=300, frozen=({},))
 
     batch = collate(held_out)
     logits = golden.apply(model, state.params, *batch[:3], method="classify")

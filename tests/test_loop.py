@@ -1,13 +1,6 @@
-"""The loop: cadence, the best model, and runs that are broken and go on."""
+"""The loop on a toy step: cadence, failures, signals, the best model."""
 
-import json
-import os
-import random
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxqr.data.pipeline import Batches, pair_batches
-from jaxqr.rewards import Reward, Sidecar
-from jaxqr.train import loop, online, rollout, steps
+from jaxqr.data.pipeline import Batches
+from jaxqr.train import loop, steps
 from jaxqr.train.checkpoint import Checkpoints
 from jaxqr.train.log import read_metrics
 from jaxqr.types import TrainState
@@ -57,7 +49,8 @@ def lines(folder):
 # A toy step, for what does not depend on a model
 
 
-def toy_step(state, batch):
+def toy_step(state, batch, *frozen):
+    del frozen
     params = {"w": state.params["w"] + jnp.sum(batch)}
     metrics = {"loss": params["w"], "tokens": jnp.float32(4.0)}
     return TrainState(params, state.opt_state, state.key, state.step + 1), metrics
@@ -145,7 +138,10 @@ def test_the_best_parameters_are_kept(tmp_path, broken):
     go(toy_batches())
     batches = toy_batches()
     w = np.cumsum([batches.next(None).sum() for _ in range(8)])
-    assert kept == [w[1], w[7]]  # a tie is no improvement, a NaN no beginning
+    # A tie is no improvement, a NaN no beginning. A run that was stopped after the
+    # evaluation of step 2 repeats it and keeps the same model again.
+    again = [w[1]] if 1 in broken else []
+    assert kept == [w[1], *again, w[7]]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -179,18 +175,25 @@ def test_a_second_signal_acts_at_once(tmp_path):
     assert not isinstance(error.value, loop.Interrupted)
 
 
-def test_a_run_that_is_done_is_left_alone(tmp_path):
+def test_a_run_that_is_done_takes_no_step(tmp_path):
+    """It repeats its last evaluation, which a kill may have cut short."""
     first = toy_run(tmp_path, evaluate=lambda state: {"one": 1.0})
-    written = (tmp_path / "metrics.jsonl").read_text()
+    written = lines(tmp_path)
 
     def never(*_):
-        raise AssertionError("nothing is left to do")
+        raise AssertionError("no step is left to take")
 
-    batches = toy_batches()
+    batches, evaluated = toy_batches(), []
     batches.next = never
-    again = toy_run(tmp_path, batches, evaluate=never)
+
+    def evaluate(state):
+        evaluated.append(int(state.step))
+        return {"one": 1.0}
+
+    again = toy_run(tmp_path, batches, evaluate=evaluate)
     tiny.assert_same_bits(again, first)
-    assert (tmp_path / "metrics.jsonl").read_text() == written
+    assert evaluated == [7]
+    assert lines(tmp_path) == written
 
 
 def test_a_longer_run_goes_on(tmp_path):
@@ -215,85 +218,6 @@ def test_a_failure_goes_on_from_the_last_checkpoint(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
 
 
-# Stages: broken runs end in the bits of unbroken ones
-
-
-def sft():
-    return tiny.compiled(steps.sft_step), tiny.sft_batches(), ()
-
-
-def minillm():
-    sampling = rollout.Sampling(16, 8)
-    teacher = tiny.params(1)
-    settings = steps.MiniLLM.mode("lmops")
-    corpus = tiny.tokenizer().plain([b for _, b in tiny.TRAIN], max_target=16)
-    batches = rollout.MixtureRollouts(
-        tiny.GPT2, tiny.GPT2, teacher, tiny.sft_batches(),
-        pair_batches(corpus, batch_size=8, seed=1, fill=tiny.EOS), sampling,
-        alpha=settings.alpha, rollouts=16, inner_epochs=2, batch_size=8,
-    )  # fmt: skip
-    static = {"teacher": tiny.GPT2, "settings": settings}
-    return tiny.compiled(steps.minillm_step, **static), batches, (teacher,)
-
-
-def count_letters(queries: list[str], rewrites: list[str]) -> Reward:
-    """A reward that differs between almost any two texts, and fails now and then."""
-    total = np.array([len(set(text)) + len(text) / 64 for text in rewrites], np.float32)
-    parts = {"letters": np.array([len(set(text)) for text in rewrites], np.float32)}
-    valid = np.array([not text.startswith("\ufffd") for text in rewrites], np.bool_)
-    flags = {"empty": np.array([not text for text in rewrites], np.bool_)}
-    return Reward(np.where(valid, total, 0), parts, valid, flags)
-
-
-def online_dpo(overlap):
-    def make():
-        queries = Batches([q for q, _ in tiny.TRAIN], list, batch_size=8, seed=0)
-        batches = online.OnlineRollouts(
-            tiny.GPT2, tiny.tokenizer(), queries, Sidecar(count_letters).submit,
-            Reward, online.prefer, rollout.Sampling(16, 8), overlap=overlap,
-        )  # fmt: skip
-        return tiny.compiled(steps.dpo_step), batches, ()
-
-    return make
-
-
-STAGES = {
-    "sft": sft,
-    "minillm": minillm,
-    "online": online_dpo(overlap=False),
-    "online-overlap": online_dpo(overlap=True),
-}
-
-
-def stage_run(name, folder, num_steps, broken=(), **options):
-    step, batches, frozen = STAGES[name]()
-    return loop.run(
-        step, tiny.start(tiny.ADAM), Interrupts(batches, broken), num_steps=num_steps,
-        folder=folder, frozen=frozen, **options,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_a_broken_run_ends_in_the_same_bits(name, tmp_path):
-    def go(folder, broken):
-        return stage_run(
-            name, folder, 6, broken, checkpoint_every=4,
-            evaluate=lambda state: {"step": float(state.step)}, evaluate_every=2,
-        )  # fmt: skip
-
-    whole = go(tmp_path / "whole", ())
-    # MiniLLM's rollouts serve four steps: 1 and 3 are within their inner epochs.
-    for step in (1, 3):
-        with pytest.raises(loop.Interrupted):
-            go(tmp_path / "broken", (step,))
-    broken = go(tmp_path / "broken", ())
-    tiny.assert_same_bits(broken, whole)
-    assert lines(tmp_path / "broken") == lines(tmp_path / "whole")
-    assert len(lines(tmp_path / "whole")) == 6 + 4
-    changed = zip(*map(jax.tree.leaves, (whole.params, tiny.params())), strict=True)
-    assert any((a != b).any() for a, b in changed)
-
-
 def test_batches_that_fail_lose_no_step(tmp_path):
     class Failing(Interrupts):
         def next(self, state):
@@ -314,50 +238,167 @@ def test_batches_that_fail_lose_no_step(tmp_path):
     tiny.assert_same_bits(go(()), expected)
 
 
-# A kill
-
-KILLED = """
-import sys, conftest, test_loop
-test_loop.stage_run(sys.argv[1], sys.argv[2], int(sys.argv[3]), checkpoint_every=1)
-"""
+# Evaluations that fail, or are cut short
 
 
-@pytest.mark.parametrize("name", ["sft", "minillm", "online-overlap"])
-def test_a_run_that_was_killed_twice_ends_in_the_same_bits(name, tmp_path):
-    num_steps = 24
-    chance = random.Random()
-    moments = [chance.uniform(0, 0.8) for _ in range(2)]
-    print(f"killed {moments} s after the first new line of metrics")
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, "-c", KILLED, name, str(tmp_path), str(num_steps)]
-    metrics = tmp_path / "metrics.jsonl"
+class Killed(BaseException):
+    """What no handler of the loop may stop."""
 
-    def written():
-        return metrics.stat().st_size if metrics.exists() else 0
 
-    kills = 0
-    for moment in [*moments, None]:
-        with (tmp_path / "output").open("a") as output:
-            child = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=output
-            )
-        if moment is None:
-            assert child.wait(60) == 0, (tmp_path / "output").read_text()
-            break
-        # The first lines belong to the checkpoint that it went on from.
-        before, deadline = written(), time.monotonic() + 60
-        while written() <= before and child.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(moment)
-        child.kill()
-        kills += child.wait() == -signal.SIGKILL
-    assert kills
+def scoring(scores, kept, cut=()):
+    """Options of a run whose evaluations score so, by step; some are cut short."""
 
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    state, _ = checkpoints.restore(tiny.start(tiny.ADAM))
-    checkpoints.close()
-    tiny.assert_same_bits(state, stage_run(name, None, num_steps))
-    assert [line["step"] for line in lines(tmp_path)] == list(range(1, num_steps + 1))
-    for line in metrics.read_text().splitlines():
-        assert json.loads(line)["kind"] == "train"
+    def evaluate(state):
+        step = int(state.step)
+        if step in cut:
+            raise Killed
+        if scores[step] is None:
+            raise ConnectionError("search engine is down")
+        return {"s": scores[step]}
+
+    return {
+        "evaluate": evaluate, "evaluate_every": 2, "score": "s",
+        "keep": lambda params: kept.append(float(params["w"])),
+    }  # fmt: skip
+
+
+def test_a_checkpoint_is_safe_before_its_evaluation(tmp_path):
+    def evaluate(state):
+        step = int(state.step)
+        saved = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+        assert saved == ([str(step)] if step else [])
+        return {"saved": 1.0}
+
+    toy_run(tmp_path, evaluate=evaluate, evaluate_every=3)
+    assert [x["step"] for x in lines(tmp_path) if x["kind"] == "evaluation"] == [
+        0, 3, 6, 7,
+    ]  # fmt: skip
+    assert not [x for x in lines(tmp_path) if x["kind"] == "failure"]
+
+
+def test_an_evaluation_that_fails_costs_its_line_alone(tmp_path, capsys):
+    scores = {0: 1.0, 2: None, 4: 3.0, 6: None, 7: None}
+    kept = []
+    state = toy_run(tmp_path, **scoring(scores, kept))
+    tiny.assert_same_bits(state, toy_run(None))
+    written = lines(tmp_path)
+    assert [x["step"] for x in written if x["kind"] == "train"] == list(range(1, 8))
+    failures = [x for x in written if x["kind"] == "failure"]
+    assert [x["step"] for x in failures] == [2, 6, 7]
+    assert {x["error"] for x in failures} == {"ConnectionError: search engine is down"}
+    assert [x["step"] for x in written if x["kind"] == "evaluation"] == [0, 4]
+    w = [x["loss"] for x in written if x["kind"] == "train"]
+    assert kept == [0.0, w[3]]
+    assert "step 2  evaluation failed: search engine is down" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("score", [None, float("nan")], ids=["raises", "nan"])
+def test_without_any_score_the_last_model_is_kept(tmp_path, score):
+    kept = []
+    scores = dict.fromkeys((0, 2, 4, 6, 7), score)
+    state = toy_run(tmp_path, **scoring(scores, kept))
+    assert kept == [float(state.params["w"])]
+
+
+@pytest.mark.parametrize("cut", [(0,), (2,), (4,), (7,), (2, 6, 7)])
+def test_a_kill_between_checkpoint_and_evaluation(tmp_path, cut):
+    """The evaluation is repeated: one line of each, and the same best model."""
+    scores = {0: 1.0, 2: 2.0, 4: 0.5, 6: 3.0, 7: 2.5}
+    kept, expected = [], []
+    whole = toy_run(tmp_path / "whole", **scoring(scores, expected))
+    for step in cut:
+        with pytest.raises(Killed):
+            toy_run(tmp_path / "cut", **scoring(scores, kept, (step,)))
+    state = toy_run(tmp_path / "cut", **scoring(scores, kept))
+    tiny.assert_same_bits(state, whole)
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert kept == expected
+
+
+def test_a_kill_after_the_model_was_kept_keeps_it_again(tmp_path):
+    """The export is older than the checkpoint that knows of it."""
+    scores = {0: 1.0, 2: 2.0, 4: 1.5, 6: 1.5, 7: 1.5}
+    kept = []
+
+    class Dies(Interrupts):
+        def next(self, state):
+            if int(state.step) == 3 and self._before:
+                raise Killed
+            return super().next(state)
+
+    def batches(before):
+        return Dies(toy_batches(), before)
+
+    with pytest.raises(Killed):
+        toy_run(tmp_path, batches((99,)), **scoring(scores, kept))
+    toy_run(tmp_path, batches(()), **scoring(scores, kept))
+    assert len(kept) == 3
+    assert kept[1] == kept[2] != kept[0]
+
+
+def test_a_failed_evaluation_is_repeated_by_a_run_that_goes_on_from_it(tmp_path):
+    kept = []
+    fails = {0: 1.0, 2: None}
+    toy_run(tmp_path, num_steps=2, **scoring(fails, kept))
+    assert lines(tmp_path)[-1]["kind"] == "failure"
+    works = {2: 2.0, 4: 0.5}
+    toy_run(tmp_path, num_steps=4, **scoring(works, kept))
+    kinds = [(x["step"], x["kind"]) for x in lines(tmp_path) if x["kind"] != "train"]
+    assert kinds == [(0, "evaluation"), (2, "evaluation"), (4, "evaluation")]
+    assert len(kept) == 2
+
+
+@pytest.mark.parametrize("step", [0, 4])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_signal_during_an_evaluation(tmp_path, step, fails):
+    """It ends first; then the run stops, and what goes on ends in the same bits."""
+    kept, expected = [], []
+    scores = {0: 1.0, 2: 2.0, 4: 3.0, 6: 0.5, 7: 0.5}
+    options = scoring(scores, kept)
+
+    def evaluate(state):
+        if int(state.step) == step:
+            signal.raise_signal(signal.SIGTERM)
+            if fails:
+                raise ConnectionError("the engine was stopped, too")
+        return {"s": scores[int(state.step)]}
+
+    with pytest.raises(loop.Interrupted, match=f"saved after step {max(step, 1)}"):
+        toy_run(tmp_path / "broken", **options | {"evaluate": evaluate})
+    state = toy_run(tmp_path / "broken", **options)
+    whole = toy_run(tmp_path / "whole", **scoring(scores, expected))
+    tiny.assert_same_bits(state, whole)
+    if not (fails and step == 0):  # that one is not repeated: a step came after it
+        assert lines(tmp_path / "broken") == lines(tmp_path / "whole")
+        assert kept[-1] == expected[-1]
+
+
+def test_a_signal_during_the_last_evaluation_ends_a_run_that_is_done(tmp_path):
+    def evaluate(state):
+        if int(state.step) == 7:
+            signal.raise_signal(signal.SIGTERM)
+        return {"one": 1.0}
+
+    state = toy_run(tmp_path, evaluate=evaluate)
+    tiny.assert_same_bits(state, toy_run(None))
+    assert lines(tmp_path)[-1] == {"step": 7, "kind": "evaluation", "one": 1.0}
+
+
+def test_a_score_that_is_not_evaluated(tmp_path):
+    with pytest.raises(ValueError, match=r"score='ndcg'.*reward, total"):
+        toy_run(
+            tmp_path, score="ndcg", evaluate=lambda _: {"total": 1.0, "reward": 0.5}
+        )
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["base", "teacher"])
+def test_other_frozen_parameters_are_refused(tmp_path, which):
+    frozen = [{"w": jnp.arange(3.0)}, {"w": jnp.arange(4.0)}]
+    toy_run(tmp_path, num_steps=2, frozen=tuple(frozen))
+    other = [*frozen]
+    other[which] = {"w": frozen[which]["w"].at[1].add(1e-6)}
+    with pytest.raises(ValueError, match="made with another frozen model"):
+        toy_run(tmp_path, frozen=tuple(other))
+    with pytest.raises(ValueError, match="made with another frozen model"):
+        toy_run(tmp_path, frozen=(frozen[0],))
+    tiny.assert_same_bits(toy_run(tmp_path, frozen=tuple(frozen)), toy_run(None))

@@ -36,7 +36,7 @@ class Pending:
         self._pool = pool
         self._done = threading.Event()
         self._outcome: Reward | BaseException | None = None
-        self._taken: Reward | None = None
+        self._taken: Reward | RuntimeError | None = None
 
     def result(self) -> Reward:
         """Waits for the scores; asking again gives the same.
@@ -50,7 +50,12 @@ class Pending:
         """
         self._done.wait()
         if self._taken is None:
-            self._taken = self._pool._take(self)
+            try:
+                self._taken = self._pool._take(self)
+            except RuntimeError as error:
+                self._taken = error
+        if isinstance(self._taken, RuntimeError):
+            raise self._taken
         return self._taken
 
     def _settle(self, outcome: Reward | BaseException) -> None:

@@ -14,6 +14,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from tensorboardX import SummaryWriter
 
 BAR_METRICS = {"loss": "loss", "reward": "reward", "tokens_per_second": "tok/s"}
@@ -21,6 +22,10 @@ BAR_METRICS = {"loss": "loss", "reward": "reward", "tokens_per_second": "tok/s"}
 
 PLAIN_LINES = 20
 """Progress lines of a run where there is no terminal."""
+
+SPEED_SECONDS = 1800.0
+"""The time that is left follows from the steps of so many seconds; one online step may
+take a minute."""
 
 
 class MetricWriter:
@@ -105,10 +110,11 @@ class ProgressBar:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),  # what the other columns leave
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(compact=True),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
             console=self._console,
+            speed_estimate_period=SPEED_SECONDS,
             disable=not self._console.is_terminal,
             expand=True,
         )

@@ -94,6 +94,7 @@ def run(
 
     Raises:
         Interrupted: after SIGINT or SIGTERM, the checkpoint being safe.
+        ValueError: an evaluation does not return `score`.
         Exception: what `batches` raised, the checkpoint being safe.
     """
     writer, checkpoints = None, None
@@ -134,8 +135,13 @@ def run(
         bar.note(f"{title}  step {done}  {numbers}")
         if score is None:
             return
-        sign = -1 if score.startswith("-") else 1
-        signed_score = sign * values[score.removeprefix("-")]
+        sign, name = -1 if score.startswith("-") else 1, score.removeprefix("-")
+        if name not in values:
+            raise ValueError(
+                f"{score=} is not among what the evaluation returned, "
+                f"{', '.join(sorted(values))}: name one of these"
+            )
+        signed_score = sign * values[name]
         if signed_score > best:  # never true of NaN
             best = signed_score
             if keep is not None:

@@ -45,7 +45,13 @@ class Minibatches:
         return getattr(self._batches, "report", dict)()
 
     def _orders(self, batch: Any) -> np.ndarray:
-        (rows,) = {len(x) for x in jax.tree.leaves(batch)} or {0}
+        lengths = sorted({len(x) for x in jax.tree.leaves(batch)}) or [0]
+        if len(lengths) > 1:
+            raise ValueError(
+                f"a batch has arrays of {' and '.join(map(str, lengths))} rows: "
+                "expected one number, such as one target to each source"
+            )
+        rows = lengths[0]
         if not rows or rows % self._batch_size:
             raise ValueError(
                 f"a batch of {rows} rows does not divide into minibatches of "
