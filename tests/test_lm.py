@@ -135,8 +135,8 @@ def test_logp_is_the_likelihood_of_the_same_text(lm):
     assert stats.tokens.tolist() == lengths
 
 
-def test_what_is_cut_is_not_finished(lm):
-    query = QUERIES[0]
+def test_what_is_cut_is_not_finished(gpt2):
+    lm, query = gpt2, QUERIES[0]
     ((whole,),) = lm.rewrite([query], sampling=GREEDY)
     (ids,) = lm.tokenizer.encode([whole.text])
     # With no room for the end of the text it is the same text, but not finished.
@@ -153,37 +153,36 @@ def test_what_is_cut_is_not_finished(lm):
 
 def test_the_company_in_a_batch_changes_nothing(lm):
     together = lm.rewrite(QUERIES, sampling=GREEDY)
-    for size in (1, 4, len(QUERIES), 4096):
-        assert_same(lm.rewrite(QUERIES, sampling=GREEDY, batch_size=size), together)
+    assert_same(lm.rewrite(QUERIES, sampling=GREEDY, batch_size=4), together)
     alone = [lm.rewrite([query], sampling=GREEDY)[0] for query in QUERIES[:3]]
     assert_same(alone, together[:3])
     long = ["a very long query " * 9, *QUERIES[1:]]
     assert_same(lm.rewrite(long, sampling=GREEDY)[1:], together[1:])
     stats = lm.token_stats(tiny.PAIRS, **LENGTHS)
-    for size in (1, 5):
-        other = lm.token_stats(tiny.PAIRS, batch_size=size, **LENGTHS)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
-                     other, stats)  # fmt: skip
+    other = lm.token_stats(tiny.PAIRS, batch_size=5, **LENGTHS)
+    for one, same in zip(stats, other, strict=True):
+        np.testing.assert_allclose(one, same, atol=1e-4)
 
 
 def test_more_queries_than_the_largest_batch(gpt2):
     many = QUERIES * 110
-    assert len(many) > 1024
-    found = gpt2.rewrite(many, sampling=GREEDY, batch_size=2048)
-    assert texts(found) == texts(gpt2.rewrite(QUERIES, sampling=GREEDY)) * 110
+    batches = gpt2._prompts(many, 16, 2048)
+    assert [(len(batch.tokens), real) for batch, real in batches] == [
+        (1024, 1024),
+        (1024, len(many) - 1024),
+    ]
 
 
 def test_n_rewrites_of_each_query(gpt2):
-    for n, size in ((3, 64), (3, 7), (5, 2), (1, 1)):
+    for n, size in ((3, 7), (5, 2)):  # of two queries at a time, and of one
         found = gpt2.rewrite(QUERIES, n=n, sampling=SAMPLING, batch_size=size)
         assert [len(several) for several in found] == [n] * len(QUERIES)
     # Of one query, n samples are no copies of one sample.
-    found = gpt2.rewrite(QUERIES, n=8)
     assert max(len({x.text for x in several}) for several in found) > 1
-    # One is greedy, where nothing is said.
-    assert gpt2.rewrite(QUERIES) == gpt2.rewrite(
-        QUERIES, sampling=Sampling(temperature=0.0)
-    )
+    # Where nothing is said, one is greedy, and several are samples at temperature 1.
+    for n, sampling in ((1, Sampling(temperature=0.0)), (2, Sampling())):
+        found = gpt2.rewrite(QUERIES, n=n)
+        assert found == gpt2.rewrite(QUERIES, n=n, sampling=sampling)
 
 
 def test_keys_decide_the_samples(gpt2):
@@ -217,20 +216,31 @@ def test_any_text_is_a_query(gpt2, query):
 # Beams
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"num_groups": 2, "diversity_penalty": 0.7, "length_penalty": 0.0}]
-)
-def test_beams_are_those_of_the_search(lm, options):
+def test_beams_are_those_of_the_search(lm):
+    assert_beams(lm)
+
+
+def test_diverse_beams_are_those_of_the_search(gpt2):
+    assert_beams(gpt2, num_groups=2, diversity_penalty=0.7, length_penalty=0.0)
+    # And where the queries make several batches.
+    beams = gpt2.beams(QUERIES, 4, max_source=16, max_new_tokens=8)
+    assert_same(
+        gpt2.beams(QUERIES, 4, max_source=16, max_new_tokens=8, batch_size=13), beams
+    )
+
+
+def assert_beams(lm, **options):
+    """The beams of all queries, searched in one batch."""
     prompts = lm.tokenizer.source(QUERIES, 16)
+    prompts += [prompts[-1]] * (16 - len(prompts))
     found = decode.beam_search(
         lm.model, lm.params, pad_prompts(prompts, 16, 5),
         max_new_tokens=8, num_beams=4, **options,
     )  # fmt: skip
-    beams = lm.beams(
-        QUERIES, 4, max_source=16, max_new_tokens=8, batch_size=12, **options
-    )
+    beams = lm.beams(QUERIES, 4, max_source=16, max_new_tokens=8, **options)
     assert len(beams) == len(QUERIES)
-    for several, *row in zip(beams, *map(np.asarray, found), strict=True):
+    rows = (np.asarray(column)[: len(beams)] for column in found)
+    for several, *row in zip(beams, *rows, strict=True):
         tokens, _, mask, logps = row
         assert [x.text for x in several] == lm.tokenizer.decode(tokens, mask)
         np.testing.assert_allclose([x.logp for x in several], logps, atol=1e-4)
@@ -280,21 +290,20 @@ def test_a_model_does_not_differ_from_itself(lm):
     np.testing.assert_allclose(stats.reverse_kl, 0, atol=1e-4)
 
 
-def test_a_teacher_of_another_family(lm, gpt2):
+def test_a_teacher_of_another_family(gpt2, folders):
     """With one tokenizer they can be compared; the divergence is not negative."""
-    stats = lm.token_stats(tiny.PAIRS, teacher=gpt2, **LENGTHS)
+    student = LM.load(folders("t5"))
+    stats = student.token_stats(tiny.PAIRS, teacher=gpt2, **LENGTHS)
     assert (stats.reverse_kl > -1e-4).all()
-    assert np.isfinite(stats.reverse_kl).all()
+    assert 0.1 < stats.reverse_kl.sum() < np.inf
 
 
 # Prompts
 
 
-PRODUCT = "Write a search query for which this product is {label}: {product}\n"
-
-
-def test_a_prompt_of_several_slots(lm, tmp_path):
+def test_a_prompt_of_several_slots(gpt2, tmp_path):
     """A source is a text for each slot."""
+    lm = gpt2
     parts = ("a ", Slot("label", "never"), " query for ", Slot("product", "end"), "\n")
     template = PromptTemplate("completion", parts)
     two = lm._replace(tokenizer=lm.tokenizer.with_prompt(template))
@@ -371,13 +380,14 @@ def test_an_instruct_model_is_asked_by_its_chat_template(tmp_path):
 def test_adapters_are_trained_alone_and_merged_when_saved(
     lm, family, folders, tmp_path
 ):
-    expected = lm.rewrite(QUERIES, sampling=GREEDY)
+    expected = lm.token_stats(tiny.PAIRS, **LENGTHS)
     adapted = LM.load(folders(family), lora_rank=4, lora_alpha=8.0, seed=1)
     trained, base = adapted.partition()
     assert trained.keys() == {"lora"}
     tiny.assert_same_bits(base, lm.params)
     # Fresh ones change nothing yet; the seed decides what they are.
-    assert_same(adapted.rewrite(QUERIES, sampling=GREEDY), expected)
+    fresh = adapted.token_stats(tiny.PAIRS, **LENGTHS)
+    np.testing.assert_allclose(fresh.nll, expected.nll, atol=1e-4)
     other, _ = LM.load(folders(family), lora_rank=4, seed=2).partition()
     assert any(
         np.any(a != b)
@@ -390,7 +400,7 @@ def test_adapters_are_trained_alone_and_merged_when_saved(
     adapted = adapted.with_params(moved)
     tiny.assert_same_bits(adapted.partition(), (moved, base))
     drawn = adapted.token_stats(tiny.PAIRS, **LENGTHS)
-    assert np.abs(drawn.nll - lm.token_stats(tiny.PAIRS, **LENGTHS).nll).max() > 0.1
+    assert np.abs(drawn.nll - expected.nll).max() > 0.1
     adapted.save(tmp_path)
     merged = LM.load(tmp_path)
     assert merged.partition() == (merged.params, {})
@@ -399,17 +409,16 @@ def test_adapters_are_trained_alone_and_merged_when_saved(
     )
 
 
-@pytest.mark.parametrize("fsdp", [1, 8])
-def test_a_mesh_of_devices_writes_the_same(lm, family, folders, fsdp):
+def test_a_mesh_of_devices_writes_the_same(lm, family, folders):
+    fsdp = {"gpt2": 8, "llama": 2, "t5": 1}[family]
     mesh = sharding.make_mesh(fsdp)
     assert mesh.size == 8
     spread = LM.load(folders(family), mesh=mesh)
     assert sharding.mesh_of(spread.params) == mesh
-    if fsdp > 1:
-        parts = [x.sharding.spec for x in jax.tree.leaves(spread.params)]
-        assert any("fsdp" in part for part in parts)
-        assert all(x.devices() == set(jax.devices()) for x in
-                   jax.tree.leaves(spread.params))  # fmt: skip
+    arrays = jax.tree.leaves(spread.params)
+    assert all(x.devices() == set(jax.devices()) for x in arrays)
+    split = [x for x in arrays if "fsdp" in x.sharding.spec]
+    assert bool(split) == (fsdp > 1)
     queries = QUERIES[:9]  # does not divide by 8
     assert_same(
         spread.rewrite(queries, sampling=GREEDY), lm.rewrite(queries, sampling=GREEDY)
@@ -465,7 +474,10 @@ def without_tokenizer(folder):
 
 
 def other_tokenizer(folder):
-    train_tokenizer(["some other words of a much larger shop"] * 9, 301).save(folder)
+    texts = [text for pair in tiny.PAIRS for text in pair]
+    larger = train_tokenizer([*texts, "further words of a much larger shop"] * 9, 310)
+    assert larger.vocab_size > tiny.VOCAB
+    larger.save(folder)
 
 
 def without_weights(folder):
@@ -490,7 +502,7 @@ REFUSED = {
     "too many ids": (
         other_tokenizer,
         ValueError,
-        r"the tokenizer has 301 ids, the model 300: they are not of one model",
+        r"the tokenizer has 310 ids, the model 300: they are not of one model",
     ),
     "another end": (
         lambda folder: change(folder, eos_token_id=7),
@@ -579,8 +591,10 @@ def head(of):
     return ours, {k: x for k, x in named.items() if k not in ours}
 
 
-@pytest.mark.parametrize("model", [tiny.BERT, tiny.GPT2, tiny.LLAMA, tiny.T5])
-@pytest.mark.parametrize("labels", [2, 4])
+@pytest.mark.parametrize(
+    ("model", "labels"),
+    [(tiny.BERT, 4), (tiny.GPT2, 2), (tiny.LLAMA, 3), (tiny.T5, 2)],
+)
 def test_a_classifiers_folder(model, labels, tmp_path):
     saved = classifier(labels, model)
     saved.save(tmp_path)
@@ -676,5 +690,5 @@ def test_a_classifiers_adapters(tmp_path):
 def test_a_classifier_of_another_tokenizer(tmp_path):
     classifier().save(tmp_path)
     other_tokenizer(tmp_path)
-    with pytest.raises(ValueError, match="has 301 ids, the model 300"):
+    with pytest.raises(ValueError, match="has 310 ids, the model 300"):
         Classifier.load(tmp_path)
