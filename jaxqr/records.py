@@ -50,7 +50,15 @@ class Labels(NamedTuple):
         return len(self.names)
 
     def gain(self, name: str) -> float:
-        """The gain of one label."""
+        """The gain of one label.
+
+        Raises:
+            ValueError: there is no such label.
+        """
+        if name not in self.names:
+            raise ValueError(
+                f"no such label as {name!r}: expected one of {', '.join(self.names)}"
+            )
         return self.gains[self.names.index(name)]
 
 
@@ -149,7 +157,7 @@ class Reward(NamedTuple):
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Reward":
+    def from_json(cls, value: Any) -> "Reward":
         """The inverse of `to_json`.
 
         Raises:

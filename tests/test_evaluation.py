@@ -721,6 +721,20 @@ def test_gains_of_other_labels(labels):
     }
 
 
+@pytest.mark.parametrize(
+    ("labels", "a", "b", "expected"),
+    [
+        # 1 * 0.25 + 0.5 * 0.5, and 0.5 * 0.125.
+        (THREE, (0.25, 0.5, 0.25), (0.0, 0.125, 0.875), [0.5, 0.0625, 0.0]),
+        (TWO, (0.25, 0.75), (1.0, 0.0), [0.25, 1.0, 0.0]),
+    ],
+)
+def test_relevance_by_other_labels(labels, a, b, expected):
+    fixed = world.FixedClassifier({SHOE: {"A": a, "B": b}}, labels.num_classes)
+    m1 = RelevanceModel(fixed, world.PRODUCTS, labels)
+    assert m1([SHOE], np.array([["A", "B", ""]])).tolist() == [expected]
+
+
 def test_a_classifier_of_other_labels_is_refused():
     with pytest.raises(ValueError, match=r"has 4 classes, .*labels in, out: train"):
         RelevanceModel(world.m1_classifier(), world.PRODUCTS, TWO)

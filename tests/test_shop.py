@@ -99,6 +99,17 @@ def test_unknown_query_or_product(small):
             shop.true_label(small.truth, *asked)
 
 
+def test_the_truth_is_kept_in_a_file(small, tmp_path):
+    path = tmp_path / "truth.json"
+    small.truth.save(path)
+    assert [found.name for found in tmp_path.iterdir()] == ["truth.json"]
+    kept = shop.Truth.load(path)
+    assert kept == small.truth
+    rows = list(zip(*small.collection.judgements, strict=True))
+    for query, id, label in rows[::7]:
+        assert shop.true_label(kept, query, id) == label
+
+
 def test_intents_have_more_products_than_a_page(small):
     specific = {
         intent

@@ -325,12 +325,13 @@ def _placed(stored: Any, row: TensorMap, shape: Shape, place: Place) -> Array:
 
     def part(index: Any) -> np.ndarray:
         bounds = tuple(i.indices(n)[:2] for i, n in zip(index, shape, strict=True))
+        if bounds not in parts and row.vocabulary and bounds[0][0] >= rows:
+            parts[bounds] = np.zeros([stop - start for start, stop in bounds], "f4")
         if bounds not in parts:
             where = [slice(*bound) for bound in bounds]
             wide, last = 0, where[0].stop
             if row.vocabulary and last > rows:  # rows that only round the number up
-                first = min(where[0].start, rows)
-                where[0], wide = slice(first, rows), last - max(where[0].start, rows)
+                where[0], wide = slice(where[0].start, rows), last - rows
             x = stored[tuple(where[::-1] if row.transpose else where)]
             x = _transposed(x) if row.transpose else x.astype(np.float32, copy=False)
             parts[bounds] = np.pad(x, ((0, wide), (0, 0))) if wide else x
