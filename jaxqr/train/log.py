@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 BAR_METRICS = {"loss": "loss", "reward": "reward", "tokens_per_second": "tok/s"}
 """Metrics that the progress bar shows, and their names there."""
@@ -48,11 +51,18 @@ class MetricWriter:
             if line["step"] < step or (line["step"] == step and line["kind"] == "train")
         ]
         partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        partial.replace(self._path)
+        try:
+            partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            partial.replace(self._path)
+        finally:
+            partial.unlink(missing_ok=True)
         self._file = self._path.open("a", buffering=1, encoding="utf-8")
-        self._board = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=step + 1, write_to_disk=True
+        # Without tensorboardX's thread, in which an error would be lost.
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        self._board = EventsWriter(str(folder / "tensorboard" / "events"))
+        session = SessionLog(status=SessionLog.START)  # TensorBoard drops later steps
+        self._board.write_event(
+            Event(wall_time=time.time(), step=step + 1, session_log=session)
         )
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
@@ -61,7 +71,11 @@ class MetricWriter:
         self._append({"step": step, "kind": kind, **finite})
         for name, value in finite.items():
             if value is not None:
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+                summary = scalar(f"{kind}/{name}", value)
+                self._board.write_event(
+                    Event(wall_time=time.time(), step=step, summary=summary)
+                )
+        self._board.flush()
 
     def write_failure(self, step: int, error: str) -> None:
         """Appends a line about an evaluation that failed."""
@@ -69,8 +83,10 @@ class MetricWriter:
 
     def close(self) -> None:
         """Flushes both files."""
-        self._file.close()
-        self._board.close()
+        try:
+            self._file.close()
+        finally:
+            self._board.close()
 
     def _append(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
