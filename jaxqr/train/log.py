@@ -2,6 +2,7 @@
 
 import json
 import math
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +16,15 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 BAR_METRICS = {"loss": "loss", "reward": "reward", "tokens_per_second": "tok/s"}
 """Metrics that the progress bar shows, and their names there."""
+
+FLUSH_SECONDS = 30
+"""How often TensorBoard sees new numbers, at most."""
 
 PLAIN_LINES = 20
 """Progress lines of a run where there is no terminal."""
@@ -57,13 +61,15 @@ class MetricWriter:
         finally:
             partial.unlink(missing_ok=True)
         self._file = self._path.open("a", buffering=1, encoding="utf-8")
-        # Without tensorboardX's thread, in which an error would be lost.
-        (folder / "tensorboard").mkdir(exist_ok=True)
-        self._board = EventsWriter(str(folder / "tensorboard" / "events"))
-        session = SessionLog(status=SessionLog.START)  # TensorBoard drops later steps
-        self._board.write_event(
-            Event(wall_time=time.time(), step=step + 1, session_log=session)
-        )
+        # Without tensorboardX's thread, in which a full disk would go unnoticed.
+        board = folder / "tensorboard"
+        board.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        self._board = RecordWriter(str(board / name))
+        self._flushed = time.monotonic()
+        self._event(file_version="brain.Event:2")
+        # TensorBoard drops what it has of this step and later ones.
+        self._event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Appends one line of numbers."""
@@ -71,11 +77,10 @@ class MetricWriter:
         self._append({"step": step, "kind": kind, **finite})
         for name, value in finite.items():
             if value is not None:
-                summary = scalar(f"{kind}/{name}", value)
-                self._board.write_event(
-                    Event(wall_time=time.time(), step=step, summary=summary)
-                )
-        self._board.flush()
+                self._event(step=step, summary=scalar(f"{kind}/{name}", value))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._board.flush()
+            self._flushed = time.monotonic()
 
     def write_failure(self, step: int, error: str) -> None:
         """Appends a line about an evaluation that failed."""
@@ -87,6 +92,10 @@ class MetricWriter:
             self._file.close()
         finally:
             self._board.close()
+
+    def _event(self, **fields: Any) -> None:
+        event = Event(wall_time=time.time(), **fields)
+        self._board.write(event.SerializeToString())
 
     def _append(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
