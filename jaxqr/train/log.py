@@ -16,9 +16,13 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
+
+# Protobuf makes its classes at run time.
+Event = vars(event_pb2)["Event"]
+_START = vars(event_pb2)["SessionLog"](status=1)
 
 BAR_METRICS = {"loss": "loss", "reward": "reward", "tokens_per_second": "tok/s"}
 """Metrics that the progress bar shows, and their names there."""
@@ -69,7 +73,7 @@ class MetricWriter:
         self._flushed = time.monotonic()
         self._event(file_version="brain.Event:2")
         # TensorBoard drops what it has of this step and later ones.
-        self._event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._event(step=step + 1, session_log=_START)
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Appends one line of numbers."""
