@@ -161,6 +161,20 @@ def test_documented_commands_parse(command, monkeypatch):
         assert type(parsed.config) in {type(config) for config in given.values()}
 
 
+def test_documents_name_options_that_exist():
+    """`--STAGE.SETTING` of a pipeline; `--sft-*.init` stands for two."""
+    texts = map(text_of, [*DOCUMENTS, *MODULES])
+    options = {o for t in texts for o in re.findall(r"--([a-z-]+(?:\.[a-z-]+)+)", t)}
+    assert len(options) >= 5
+    for option in options:
+        if option.startswith("optimizer."):  # of a stage by itself
+            option = f"distill.{option}"
+        value = CONFIGS["quickstart"]
+        for name in option.replace("-", "_").split("."):
+            assert hasattr(value, name), option
+            value = getattr(value, name)
+
+
 def test_documents_name_presets_that_exist():
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
