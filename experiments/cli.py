@@ -45,8 +45,7 @@ def launch(
         presets: settings by name; a single one needs no name on the command line.
         doc: the stage's module docstring.
     """
-    commands = {name: _command(name, config) for name, config in presets.items()}
-    given = _parse(commands, doc)
+    given = parse(presets, doc)
     try:
         set_up()
         given = _expanded(given)
@@ -54,10 +53,27 @@ def launch(
     except KeyboardInterrupt as stop:
         saved = f" {stop}." if str(stop) else ""
         _end(130, f"\nInterrupted.{saved} Run the same command again to go on.")
-    except (ValueError, OSError, RuntimeError) as error:
-        if "JAXQR_TRACEBACK" in os.environ:
+    except Exception as error:
+        if not _expected(error) or "JAXQR_TRACEBACK" in os.environ:
             raise
         _end(2, f"error: {_one_message(error)} (JAXQR_TRACEBACK=1 shows where)")
+
+
+def parse(presets: Mapping[str, Any], doc: str | None) -> Any:
+    """The command line's `run` and `config`.
+
+    Exits after `--help`, and with 2 where it cannot be parsed.
+    """
+    commands = {name: _command(name, config) for name, config in presets.items()}
+    # A stage that a preset lacks stays out, instead of becoming a subcommand.
+    options = (tyro.conf.AvoidSubcommands,)
+    if len(commands) == 1:
+        (default,) = commands.values()
+        return tyro.cli(type(default), default=default, description=doc, config=options)
+    described = {n: (f"The {n} preset.", c) for n, c in commands.items()}
+    return tyro.extras.overridable_config_cli(
+        described, description=doc, config=options
+    )
 
 
 def run_folder(preset: str) -> Path:
@@ -68,6 +84,15 @@ def run_folder(preset: str) -> Path:
     """
     name = preset.removesuffix("-teacher").removesuffix("-student")
     return Path("runs") / name
+
+
+def option(stage: str, name: str) -> str:
+    """How the command that was typed calls a setting of a stage.
+
+    `--folder` of `experiments.prepare` is `--prepare.folder` of a whole pipeline.
+    """
+    alone = Path(sys.argv[0]).stem == stage
+    return f"--{name}" if alone else f"--{stage}.{name}"
 
 
 def set_up() -> None:
@@ -128,29 +153,35 @@ def _command(name: str, config: Any) -> Any:
     return dataclasses.make_dataclass("Command", fields, frozen=True)()
 
 
-def _parse(commands: Mapping[str, Any], doc: str | None) -> Any:
-    # A stage that a preset lacks stays out, instead of becoming a subcommand.
-    options = (tyro.conf.AvoidSubcommands,)
-    if len(commands) == 1:
-        (default,) = commands.values()
-        return tyro.cli(type(default), default=default, description=doc, config=options)
-    described = {n: (f"The {n} preset.", c) for n, c in commands.items()}
-    return tyro.extras.overridable_config_cli(
-        described, description=doc, config=options
-    )
-
-
 def _end(code: int, message: str) -> None:
     """Exits with a message as the last line."""
     print(message, file=sys.stderr)
     sys.exit(code)
 
 
+def _expected(error: Exception) -> bool:
+    """Whether what was given is wrong, or a file, and not the code."""
+    return (
+        isinstance(error, (ValueError, OSError, RuntimeError))
+        or _number(error) is not None
+    )
+
+
+def _number(error: Exception) -> int | None:
+    """The system's number of an error; safetensors and tokenizers only name it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
 def _one_message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in _FULL:
-        where = f" for {error.filename}" if error.filename else ""
+    number = _number(error)
+    if number in _FULL:
+        name = getattr(error, "filename", None)
+        where = f" for {name}" if name else ""
         return (
-            f"no room on the disk{where} ({os.strerror(error.errno)}): make room and "
+            f"no room on the disk{where} ({os.strerror(number)}): make room and "
             "run the same command again, it goes on"
         )
     return str(error) or repr(error)

@@ -120,9 +120,7 @@ def keep_rewrites(path: Path, step: int, rewrites: dict[str, Any]) -> None:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     lines = [line for line in lines if json.loads(line)["step"] < step]
     new = json.dumps({"step": step, "rewrites": rewrites}, ensure_ascii=False)
-    partial = path.with_suffix(".partial")
-    partial.write_text("\n".join([*lines, new]) + "\n", encoding="utf-8")
-    partial.replace(path)
+    runs.write_text(path, "\n".join([*lines, new]) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments import runs
-from experiments.cli import launch
+from experiments.cli import launch, option
 from experiments.config import Lengths, Prepare
 from experiments.presets import PRESETS
 from jaxqr.data import esci, q2q, shop, tables
@@ -189,8 +189,8 @@ def _collection(config: Prepare) -> tuple[Collection, shop.Truth | None]:
         return world.collection, world.truth
     if config.folder is None:
         raise ValueError(
-            f"the source {config.source} is read from a folder: give it with --folder "
-            "(in experiments.pipeline: --prepare.folder)"
+            f"the source {config.source} is read from a folder: give it with "
+            + option("prepare", "folder")
         )
     read = esci.load if config.source == "esci" else tables.load
     return read(config.folder), None

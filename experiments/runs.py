@@ -74,13 +74,13 @@ def stage(folder: Path, config: Any) -> Iterator[bool]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        write_json(path, config)
-        console.rule(str(folder))
         try:
+            write_json(path, config)
+            console.rule(str(folder))
             yield True
-        except Exception:
-            if list(folder.iterdir()) == [path]:  # nothing was begun
-                path.unlink()
+        except BaseException:
+            if not {*folder.iterdir()} - {path}:  # nothing was begun
+                path.unlink(missing_ok=True)
                 folder.rmdir()
             raise
         (folder / "done").touch()
@@ -151,9 +151,13 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes a value, as `write_text` does."""
+    write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Writes under a temporary name and renames: never half a file."""
     partial = path.with_suffix(".partial")
-    text = json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n"
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)

@@ -3,13 +3,21 @@
 import re
 from pathlib import Path
 
+import tiny
+
+from jaxqr.lm import LM
+
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_code_runs():
+def test_the_code_runs(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) >= 2
+    assert len(blocks) >= 3
+    # What the quickstart would have left there.
+    monkeypatch.chdir(tmp_path)
+    lm = LM(tiny.GPT2, tiny.params(), tiny.tokenizer())
+    lm.save("runs/quickstart/online/model")
     names = {}
     exec("\n".join(blocks), names)  # one after the other, as a reader types them
     assert names["loss"].shape == ()

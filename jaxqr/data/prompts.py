@@ -169,7 +169,13 @@ class PromptTemplate:
         ]
         fields = {"kind": self.kind, "parts": parts}
         text = json.dumps(fields, ensure_ascii=False, indent=2)
-        (Path(folder) / FILE).write_text(text + "\n", encoding="utf-8")
+        path = Path(folder) / FILE
+        partial = path.with_suffix(".partial")
+        try:
+            partial.write_text(text + "\n", encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> "PromptTemplate | None":

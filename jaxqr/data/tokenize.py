@@ -19,6 +19,8 @@ made by `jaxqr.data.rows` are the only truth.
 """
 
 import logging
+import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -114,11 +116,16 @@ class Tokenizer:
         `Tokenizer.load(model).save(folder)` takes the tokenizer out of a model's
         folder: with its ids, chat template and prompt, without weights.
         """
-        self._tokenizer.save_pretrained(folder)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as written:
+            self._tokenizer.save_pretrained(written)
+            for path in Path(written).iterdir():
+                os.replace(path, folder / path.name)
         if self.prompt:
             self.prompt.save(folder)
         else:
-            (Path(folder) / prompts.FILE).unlink(missing_ok=True)
+            (folder / prompts.FILE).unlink(missing_ok=True)
 
     @property
     def has_chat_template(self) -> bool:

@@ -117,7 +117,8 @@ class EmbeddedRetriever:
         partial.mkdir()
         try:
             cls(tantivy.Index(_schema(), str(partial)), partial, text).add(products)
-            (partial / _META).write_text(json.dumps({"text": _name(text)}))
+            meta = json.dumps({"text": _name(text)})
+            (partial / _META).write_text(meta, encoding="utf-8")
             if path.exists():
                 shutil.rmtree(path)
             partial.rename(path)
@@ -143,7 +144,7 @@ class EmbeddedRetriever:
             raise ValueError(
                 f"{path} is not a jaxqr index. Make one with EmbeddedRetriever.build."
             )
-        built_with = json.loads((path / _META).read_text())["text"]
+        built_with = json.loads((path / _META).read_text(encoding="utf-8"))["text"]
         if built_with != _name(text):
             raise ValueError(
                 f"{path} was built with text={built_with}, not {_name(text)}. "

@@ -8,6 +8,10 @@ not go on with another base, teacher or reference than it began with.
 import base64
 import errno
 import io
+import json
+import os
+import resource
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxqr.types import Params, TrainState
+
+OVERHEAD_BYTES = 1 << 16
+"""What orbax writes besides the numbers, at least."""
 
 
 class Checkpoints:
@@ -57,12 +64,14 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         described = {"arrays": _described(state), "frozen": self._frozen}
+        described |= {"host": _to_json(host)}
+        _check_room(self._folder, state, described, step)
         try:
             self._manager.save(
                 step,
                 args=self._ocp.args.Composite(
                     state=self._ocp.args.StandardSave(state),
-                    host=self._ocp.args.JsonSave(described | {"host": _to_json(host)}),
+                    host=self._ocp.args.JsonSave(described),
                 ),
             )
         except Exception as error:
@@ -129,6 +138,25 @@ def _fingerprint(params: Any) -> list[int]:
     return [int(x) for x in jax.tree.leaves(jax.device_get(numbers))]
 
 
+def _check_room(folder: Path, state: TrainState, host: Any, step: int) -> None:
+    """Refuses to save where there is no room, before orbax begins.
+
+    In the middle of a save orbax logs tracebacks from threads of its own, or waits for
+    ever where a file may not grow.
+    """
+    needed = sum(x.nbytes for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
+    needed += len(json.dumps(host)) + OVERHEAD_BYTES
+    largest, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if needed > shutil.disk_usage(folder).free:
+        raise _no_room(errno.ENOSPC, folder / str(step))
+    if largest != resource.RLIM_INFINITY and needed > largest:
+        raise _no_room(errno.EFBIG, folder / str(step))
+
+
+def _no_room(number: int, path: Path) -> OSError:
+    return OSError(number, os.strerror(number), str(path))
+
+
 def _disk_error(error: Exception, path: Path) -> Exception:
     """The error of a disk that is full, in one line; any other error as it is."""
     chain: list[BaseException] = [error]
@@ -137,13 +165,9 @@ def _disk_error(error: Exception, path: Path) -> Exception:
     for cause in chain:
         text = str(cause)
         full = isinstance(cause, OSError) and cause.errno in _FULL
-        if full or "RESOURCE_EXHAUSTED" in text or "No space left" in text:
-            return OSError(
-                errno.ENOSPC,
-                "no room for the checkpoint; make room and run the same command again, "
-                "it goes on from the checkpoint before",
-                str(path),
-            )
+        # tensorstore: RESOURCE_EXHAUSTED, or OUT_OF_RANGE of a file that may not grow.
+        if full or "RESOURCE_EXHAUSTED" in text or "File too large" in text:
+            return _no_room(errno.ENOSPC, path)
     return error
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column
-from tensorboardX import SummaryWriter
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
+
+# Protobuf makes its classes at run time.
+Event = vars(event_pb2)["Event"]
+_START = vars(event_pb2)["SessionLog"](status=1)
 
 BAR_METRICS = {"loss": "loss", "reward": "reward", "tokens_per_second": "tok/s"}
 """Metrics that the progress bar shows, and their names there."""
+
+FLUSH_SECONDS = 30
+"""How often TensorBoard sees new numbers, at most."""
 
 PLAIN_LINES = 20
 """Progress lines of a run where there is no terminal."""
@@ -53,12 +64,21 @@ class MetricWriter:
             if line["step"] < step or (line["step"] == step and line["kind"] == "train")
         ]
         partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        partial.replace(self._path)
+        try:
+            partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            partial.replace(self._path)
+        finally:
+            partial.unlink(missing_ok=True)
         self._file = self._path.open("a", buffering=1, encoding="utf-8")
-        self._board = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=step + 1, write_to_disk=True
-        )
+        # Without tensorboardX's thread, in which a full disk would go unnoticed.
+        board = folder / "tensorboard"
+        board.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        self._board = RecordWriter(str(board / name))
+        self._flushed = time.monotonic()
+        self._event(file_version="brain.Event:2")
+        # TensorBoard drops what it has of this step and later ones.
+        self._event(step=step + 1, session_log=_START)
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Appends one line of numbers."""
@@ -66,7 +86,10 @@ class MetricWriter:
         self._append({"step": step, "kind": kind, **finite})
         for name, value in finite.items():
             if value is not None:
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+                self._event(step=step, summary=scalar(f"{kind}/{name}", value))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._board.flush()
+            self._flushed = time.monotonic()
 
     def write_failure(self, step: int, error: str) -> None:
         """Appends a line about an evaluation that failed."""
@@ -74,8 +97,14 @@ class MetricWriter:
 
     def close(self) -> None:
         """Flushes both files."""
-        self._file.close()
-        self._board.close()
+        try:
+            self._file.close()
+        finally:
+            self._board.close()
+
+    def _event(self, **fields: Any) -> None:
+        event = Event(wall_time=time.time(), **fields)
+        self._board.write(event.SerializeToString())
 
     def _append(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")

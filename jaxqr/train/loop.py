@@ -180,7 +180,7 @@ def run(
                 if any(due) or done == num_steps:
                     save(state)
                 evaluate_and_keep_best(state)
-                if received and done < num_steps:
+                if received:
                     save(state)
                     raise Interrupted(f"{title}: saved after step {done}")
                 since += time.perf_counter() - pause
@@ -188,10 +188,10 @@ def run(
                 keep(state.params)  # no evaluation said which step was best
     finally:
         bar.close()
-        if writer:
-            writer.close()
         if checkpoints:
             checkpoints.close()
+        if writer:  # the last: on a full disk it raises
+            writer.close()
     return state
 
 
