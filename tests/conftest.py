@@ -4,10 +4,15 @@ import os
 from pathlib import Path
 
 # Before anything imports jax: these are read once. The cache spares a second run
-# of the suite nearly all of its compilation time.
+# of the suite nearly all of its compilation time; each process of the suite has its own,
+# because JAX does not write entries whole or not at all.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
-    str(Path(__file__).parent.parent / ".pytest_cache" / "jax"),
+    str(
+        Path(__file__).parent.parent
+        / ".pytest_cache"
+        / f"jax-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
+    ),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,6 +20,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax
 import pytest
 
+from experiments.cli import keep_freed_memory
+
+keep_freed_memory()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -38,8 +46,8 @@ def few_programs():
 
 @pytest.fixture(scope="session")
 def esci_folder() -> Path:
-    """The real ESCI extract, where the checkout has it beside itself."""
+    """The real ESCI extract, where it is next to the checkout."""
     folder = SHARED / "data" / "esci"
     if not folder.exists():
-        pytest.skip("needs the ESCI extract beside the checkout")
+        pytest.skip("needs the ESCI extract next to the checkout")
     return folder
