@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxqr.records import Reward
+from jaxqr.records import Hits, Reward
 from jaxqr.rewards import ScoringPool
 
 
