@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxqr import models, vocab
+from jaxqr.sharding import mesh_of
 from jaxqr.types import AnyArray, Features, Pairs, Params, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
@@ -28,12 +29,14 @@ def compile_step(
 
     Args:
         step: one of `jaxqr.train.steps`.
-        like: the new state's arrays are placed where this state's are. Without it, XLA
-            chooses on several devices, and the second step compiles once more.
+        like: the new state's arrays are placed where this state's are on their mesh.
+            Without it, XLA chooses, and the second step compiles once more.
         static: the step's keyword arguments: models, optimizer, coefficients.
     """
     placed = None
-    if like is not None:
+    # Off a mesh there is no choice, and results that are pinned to their one device
+    # differ from the first step's input: the second step would compile once more, too.
+    if like is not None and mesh_of(like.params) is not None:
         placed = jax.tree.map(lambda x: x.sharding, like), None
     return jax.jit(partial(step, **static), donate_argnums=0, out_shardings=placed)
 
