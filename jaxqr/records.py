@@ -7,7 +7,7 @@ Failure is per row and never a number: where a row's `valid` is False nothing is
 about it, whatever stands in the other fields.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -97,6 +97,15 @@ class Hits(NamedTuple):
     scores: Float32[np.ndarray, "Q M"]
     valid: Bool[np.ndarray, " Q"]
 
+    @classmethod
+    def failed(cls, rows: int, width: int) -> "Hits":
+        """The lists [rows, width] of searches that all failed."""
+        return cls(
+            np.full((rows, width), ""),
+            np.zeros((rows, width), np.float32),
+            np.zeros(rows, np.bool_),
+        )
+
     def take(self, rows: np.ndarray) -> "Hits":
         """The lists of some rows, in that order."""
         return Hits(self.ids[rows], self.scores[rows], self.valid[rows])
@@ -132,6 +141,41 @@ class Reward(NamedTuple):
     def unknown(cls, rows: int) -> "Reward":
         """The reward of rows that could not be scored."""
         return cls(np.zeros(rows, np.float32), {}, np.zeros(rows, np.bool_))
+
+    @classmethod
+    def concatenate(cls, rewards: Sequence["Reward"]) -> "Reward":
+        """The rows of several rewards, one after the other.
+
+        Parts, flags and lists that some of them lack are 0, False and failed searches
+        there: these rows are not valid.
+        """
+        rows = [len(reward.valid) for reward in rewards]
+
+        def columns(field: str, dtype: type) -> dict[str, np.ndarray]:
+            known = [getattr(reward, field) for reward in rewards]
+            names = dict.fromkeys(name for columns in known for name in columns)
+            return {
+                name: np.concatenate(
+                    [
+                        columns.get(name, np.zeros(count, dtype))
+                        for columns, count in zip(known, rows, strict=True)
+                    ]
+                )
+                for name in names
+            }
+
+        width = max((r.hits.ids.shape[1] for r in rewards if r.hits), default=0)
+        hits = [
+            reward.hits or Hits.failed(count, width)
+            for reward, count in zip(rewards, rows, strict=True)
+        ]
+        return cls(
+            np.concatenate([reward.total for reward in rewards]),
+            columns("parts", np.float32),
+            np.concatenate([reward.valid for reward in rewards]),
+            columns("flags", np.bool_),
+            Hits(*(np.concatenate(column) for column in zip(*hits, strict=True))),
+        )
 
     def part(self, name: str) -> np.ndarray:
         """One part, or "total", as float64 [Q]; NaN where it is not known."""

@@ -327,3 +327,34 @@ pool.submit(["q"], ["r"])
 """
     done = subprocess.run([sys.executable, "-c", program], timeout=20, check=False)
     assert done.returncode == 0
+
+
+def test_many_texts_are_scored_in_batches_of_which_one_may_fail():
+    """A failing batch costs its own rows, parts and lists included."""
+
+    def reward(queries: list[str], rewrites: list[str]) -> Reward:
+        if "c" in queries:
+            raise OSError("down")
+        rows = len(queries)
+        return Reward(
+            np.array([float(text) for text in rewrites], np.float32),
+            {"relevance": np.full(rows, 0.5, np.float32)},
+            np.ones(rows, np.bool_),
+            {"copy": np.ones(rows, np.bool_)},
+            Hits(
+                np.array([[q, ""] for q in queries]),
+                np.ones((rows, 2), np.float32),
+                np.ones(rows, np.bool_),
+            ),
+        )
+
+    with ScoringPool(reward) as pool:
+        scored = pool.score(list("abcde"), ["1", "2", "3", "4", "5"], batch_size=2)
+    assert scored.valid.tolist() == [True, True, False, False, True]
+    np.testing.assert_array_equal(scored.part("total"), [1, 2, np.nan, np.nan, 5])
+    expected = [0.5, 0.5, np.nan, np.nan, 0.5]
+    np.testing.assert_array_equal(scored.part("relevance"), expected)
+    assert scored.flags["copy"].tolist() == [True, True, False, False, True]
+    assert scored.hits is not None
+    assert scored.hits.ids[:, 0].tolist() == ["a", "b", "", "", "e"]
+    assert scored.hits.valid.tolist() == [True, True, False, False, True]

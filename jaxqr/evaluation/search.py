@@ -62,13 +62,7 @@ def search_columns(
     guard = scorers.guard(queries, rewrites)
     columns = {name: reward.part(name) for name in ("total", *PARTS)}
     columns |= {f"guard_{name}": guard.part(name) for name in INTERACTIONS}
-    hits = reward.hits
-    if hits is None:  # the whole batch failed
-        hits = Hits(
-            np.full((len(queries), 1), ""),
-            np.zeros((len(queries), 1), np.float32),
-            np.zeros(len(queries), np.bool_),
-        )
+    hits = reward.hits or Hits.failed(len(queries), 1)
     if scorers.gains:
         columns["ndcg"] = judged_ndcg(queries, hits, scorers.gains, scorers.k)
     if scorers.true_gain is not None:

@@ -131,9 +131,20 @@ class ScoringPool:
         self._waiting.put(pending)
         return pending
 
-    def score(self, sources: Sequence[Any], texts: Sequence[str]) -> Reward:
-        """Scores a batch and waits for it: `submit(sources, texts).result()`."""
-        return self.submit(sources, texts).result()
+    def score(
+        self, sources: Sequence[Any], texts: Sequence[str], *, batch_size: int = 64
+    ) -> Reward:
+        """Scores any number of texts and waits for them.
+
+        They are batches of `batch_size` to timeouts, retries and failures.
+
+        Raises:
+            RuntimeError: As `Pending.result`.
+        """
+        starts = range(0, max(1, len(texts)), batch_size)
+        parts = [slice(start, start + batch_size) for start in starts]
+        pending = [self.submit(sources[part], texts[part]) for part in parts]
+        return Reward.concatenate([batch.result() for batch in pending])
 
     def close(self) -> None:
         """Takes no more batches. Those handed over are still scored."""
