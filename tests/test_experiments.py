@@ -188,7 +188,7 @@ def test_a_prompt_is_kept_for_the_resumed_stage(run, tmp_path):
     chat, folder = tmp_path / "chat", tmp_path / "run"
     shutil.copytree(run / "pretrain-student" / "model", chat)
     shutil.copytree(run / "data", folder / "data")
-    longer = replace(CONFIG.prepare, lengths=Lengths(source=160, target=16))
+    longer = replace(CONFIG.prepare, lengths=Lengths(source=128, target=16))
     runs.write_json(folder / "data" / "config.json", longer)
     (chat / "prompt.json").unlink(missing_ok=True)
     template = "{{ messages[-1]['content'] }} today{{ '\\n' }}"
