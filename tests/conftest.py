@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 # Before anything imports jax: these are read once. The cache spares a second run
-# of the suite nearly all of its compilation time; each process of the suite has its own,
+# of the suite nearly all of its compilation time. Each process has one of its own,
 # because JAX does not write entries whole or not at all.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",

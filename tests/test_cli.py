@@ -246,7 +246,8 @@ def started(*arguments, **environment):
 
 
 def test_an_interrupted_command_goes_on(command, tmp_path):
-    shop = ("quickstart", "--products", "1500", "--run", tmp_path)
+    sizes = ("--products", "1500", "--intents", "300")
+    shop = ("quickstart", *sizes, "--run", tmp_path)
     process = started("experiments.prepare", *shop)
     while not (tmp_path / "data" / "config.json").exists():
         assert process.poll() is None, process.communicate()

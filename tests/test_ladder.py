@@ -1,4 +1,4 @@
-"""Who may import whom: the ladder of the modules, read off their source.
+"""What may import what: the ladder of the modules, read off their source.
 
 A module imports its own rung only inside its own package, or as listed in SIDEWAYS,
 and nothing above itself. Imports inside functions count as well, since a lazy import

@@ -373,12 +373,16 @@ def test_a_signal_during_an_evaluation(tmp_path, step, fails):
         assert kept[-1] == expected[-1]
 
 
-def test_a_signal_during_the_last_evaluation_ends_a_run_that_is_done(tmp_path):
+def test_a_signal_during_the_last_evaluation_stops_what_would_come_next(tmp_path):
+    signals = [signal.SIGTERM]
+
     def evaluate(state):
-        if int(state.step) == 7:
-            signal.raise_signal(signal.SIGTERM)
+        if int(state.step) == 7 and signals:
+            signal.raise_signal(signals.pop())
         return {"one": 1.0}
 
+    with pytest.raises(loop.Interrupted, match="saved after step 7"):
+        toy_run(tmp_path, evaluate=evaluate)
     state = toy_run(tmp_path, evaluate=evaluate)
     tiny.assert_same_bits(state, toy_run(None))
     assert lines(tmp_path)[-1] == {"step": 7, "kind": "evaluation", "one": 1.0}

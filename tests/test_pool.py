@@ -77,7 +77,7 @@ def test_a_failure_masks_its_batch_only(caplog):
 
 def test_failures_in_a_row_stop_the_run():
     with ScoringPool(failing, max_consecutive_failures=2) as pool:
-        for _ in range(3):  # a success between two failures starts the count anew
+        for _ in range(3):  # a success between two failures starts the count again
             assert not pool.submit(["q"], ["bad"]).result().valid.any()
             assert pool.submit(["q"], ["fine"]).result().valid.all()
         pool.submit(["q"], ["bad"]).result()

