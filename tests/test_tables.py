@@ -316,7 +316,7 @@ def parquet_bytes():
         ("csv", b"product_id,title", ["no rows"]),
         ("csv", b"product_id,title\n\n\n", ["no rows"]),
         ("csv", parquet_bytes(), ["parquet"]),
-        ("csv", gzip.compress(b"product_id,title\n1,Sofa\n"), ["gzip", "unpack"]),
+        ("csv", gzip.compress(b"product_id,title\n1,Sofa\n", mtime=0), ["gzip", "unpack"]),
         ("csv", b"PK\x03\x04\x14\0\x06", ["zip", "Excel"]),
         ("csv", b"\xd0\xcf\x11\xe0\xa1\xb1", ["Excel", "CSV"]),
         ("csv", b"<!DOCTYPE html>\n<html>", ["HTML"]),
@@ -326,7 +326,7 @@ def parquet_bytes():
         ("parquet", b"", ["empty"]),
         ("parquet", b"product_id,title\n1,Sofa\n", ["not a parquet file", ".csv"]),
         ("parquet", parquet_bytes()[:-9], ["interrupted"]),
-        ("parquet", gzip.compress(parquet_bytes()), ["gzip"]),
+        ("parquet", gzip.compress(parquet_bytes(), mtime=0), ["gzip"]),
         ("parquet", b"version https://git-lfs.github.com/spec/v1\n", ["pointer"]),
     ],
 )
