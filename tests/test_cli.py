@@ -242,6 +242,8 @@ def started(*arguments, **environment):
         stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
+        # A background job of a shell ignores SIGINT, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
