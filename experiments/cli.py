@@ -26,6 +26,8 @@ C = TypeVar("C")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 KEPT_BYTES = 1 << 30
 """Freed memory up to this size stays with the process."""
+ARENAS = 2
+"""Heaps that threads share; each of their own would be given back when it is free."""
 
 CACHE_ROOM = 1 << 27
 """Bytes that must be free on the disk for the compilation cache."""
@@ -119,16 +121,15 @@ def keep_freed_memory() -> bool:
 
     A train step frees its temporaries and allocates them again in the next step. By
     default glibc gives them back to the system in between, and every page of them is
-    then faulted in again, and zeroed. The arenas that threads get give back whatever
-    the thresholds say, so there is one arena for all; it has to be said before threads
-    start.
+    then faulted in again, and zeroed. The arenas that threads get are given back whatever
+    the thresholds say, so threads share a few; that has to be said before they start.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not Linux, or another libc
         return False
     wanted = {
-        M_ARENA_MAX: 1,
+        M_ARENA_MAX: ARENAS,
         M_MMAP_THRESHOLD: KEPT_BYTES,
         M_TRIM_THRESHOLD: KEPT_BYTES,
     }

@@ -316,7 +316,11 @@ def parquet_bytes():
         ("csv", b"product_id,title", ["no rows"]),
         ("csv", b"product_id,title\n\n\n", ["no rows"]),
         ("csv", parquet_bytes(), ["parquet"]),
-        ("csv", gzip.compress(b"product_id,title\n1,Sofa\n", mtime=0), ["gzip", "unpack"]),
+        (
+            "csv",
+            gzip.compress(b"product_id,title\n1,Sofa\n", mtime=0),
+            ["gzip", "unpack"],
+        ),
         ("csv", b"PK\x03\x04\x14\0\x06", ["zip", "Excel"]),
         ("csv", b"\xd0\xcf\x11\xe0\xa1\xb1", ["Excel", "CSV"]),
         ("csv", b"<!DOCTYPE html>\n<html>", ["HTML"]),
