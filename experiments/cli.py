@@ -121,8 +121,9 @@ def keep_freed_memory() -> bool:
 
     A train step frees its temporaries and allocates them again in the next step. By
     default glibc gives them back to the system in between, and every page of them is
-    then faulted in again, and zeroed. The arenas that threads get are given back whatever
-    the thresholds say, so threads share a few; that has to be said before they start.
+    then faulted in again, and zeroed. The arenas that threads get are given back
+    whatever the thresholds say, so threads share a few; that has to be said before
+    they start.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
