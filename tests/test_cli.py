@@ -231,10 +231,20 @@ def test_ctrl_c_is_answered_with_what_to_do(command, tmp_path):
     )
 
 
+# `python -m`, but for this: a background job of a shell ignores SIGINT, and what it
+# starts inherits that.
+MODULE = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
 def started(*arguments, **environment):
     """A command in a process of its own, without a terminal."""
     return subprocess.Popen(
-        [sys.executable, "-m", *map(str, arguments)],
+        [sys.executable, "-c", MODULE, *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | environment,
         stdin=subprocess.DEVNULL,
@@ -242,8 +252,6 @@ def started(*arguments, **environment):
         stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
-        # A background job of a shell ignores SIGINT, and its children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
