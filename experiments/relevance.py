@@ -6,7 +6,8 @@
 Reports accuracy, macro-F1 and judged-only nDCG@10 on test queries, next to the
 majority label, BM25 and a random order. Each training pair is joined by `negatives`
 random products labelled irrelevant, because online the model meets products that no
-judge would have been shown. The checkpoint is judged on validation queries meanwhile.
+judge would have been shown. The curve during training is of validation queries; the
+model of the last step is kept.
 """
 
 from functools import partial
