@@ -25,6 +25,7 @@ from jaxqr.data.tokenize import Tokenizer, pad_prompts
 from jaxqr.decode import Sampling
 from jaxqr.decode.ends import end_tokens
 from jaxqr.models.config import Dtype, Remat
+from jaxqr.models.value import init_value, load_value, save_value
 from jaxqr.types import AnyArray, Pairs, Params, PromptBatch
 
 GREEDY = Sampling(temperature=0.0)
@@ -75,6 +76,7 @@ class LM(NamedTuple):
         remat: Remat = "none",
         lora_rank: int = 0,
         lora_alpha: float = 16.0,
+        value_head: bool = False,
         seed: int = 0,
     ) -> "LM":
         """Reads a Hugging Face folder of a GPT-2, Llama or T5; downloads nothing.
@@ -95,6 +97,8 @@ class LM(NamedTuple):
             remat: what the backward pass computes again instead of storing it.
             lora_rank: above 0, adapters of this rank are drawn; they alone are trained.
             lora_alpha: adapters are scaled by `lora_alpha / lora_rank`.
+            value_head: adds a value head for PPO: the one that `save` wrote into the
+                folder, or else a fresh one.
             seed: decides fresh adapters.
 
         Raises:
@@ -128,13 +132,19 @@ class LM(NamedTuple):
             lora_rank=lora_rank,
             lora_alpha=lora_alpha,
         )
+        if value_head:
+            params = load_value(folder, init_value(model, params))
         return cls(model, params, tokenizer)
 
     def save(self, folder: str | Path) -> None:
-        """Writes a folder that `load` and transformers read, adapters merged."""
+        """Writes a folder that `load` and transformers read, adapters merged.
+
+        A value head goes into a file of its own.
+        """
         folder = Path(folder).expanduser()
         self.tokenizer.save(folder)
         models.save_pretrained(folder, self.model, self.params)
+        save_value(folder, self.params)
 
     def partition(self) -> tuple[Params, Params]:
         """What is trained of the parameters, and the frozen base."""

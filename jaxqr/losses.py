@@ -242,7 +242,7 @@ def token_rewards(
     kl: Float[Array, "B T"],
     mask: Bool[Array, "B T"],
     *,
-    kl_coef: Number,
+    kl_coef: Number | Float[Array, ""],
 ) -> Float[Array, "B T"]:
     """Spread a sequence's score and its KL penalty over its tokens, in float32.
 
@@ -516,3 +516,25 @@ def clipped_value(
         "clip_fraction": masked_mean(jnp.float32(clipped > unclipped), mask),
         "tokens": _count(mask),
     }
+
+
+def explained_variance(
+    values: Float[Array, "B T"], returns: Float[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Float[Array, ""]:
+    """How much of the returns' variance the values explain: 1 - var(R - V) / var(R).
+
+    Population variances over counted tokens. 1 is perfect, 0 no better than a
+    constant, and less than 0 is worse; 0 where the returns do not vary.
+
+    >>> returns, mask = jnp.array([[1.0, 3.0]]), jnp.ones((1, 2), bool)
+    >>> print(explained_variance(jnp.array([[0.5, 1.5]]), returns, mask))
+    0.75
+    """
+
+    def variance(x):
+        centered = jnp.where(mask, x - masked_mean(x, mask), 0)
+        return masked_mean(centered**2, mask)
+
+    total = variance(returns)
+    rest = variance(jnp.where(mask, returns - values, 0))
+    return jnp.where(total > 0, 1 - rest / jnp.where(total > 0, total, 1), 0.0)

@@ -82,12 +82,16 @@ class Preferences(NamedTuple):
 
 
 class LabeledBatch(NamedTuple):
-    """Encoder input with one class per row; `segments` tells its two texts apart."""
+    """Encoder input with one class per row; `segments` tells its two texts apart.
+
+    `weight` is how much each row counts, of any scale; 0 drops it.
+    """
 
     tokens: Int[AnyArray, "B S"]
     mask: Bool[AnyArray, "B S"]
     segments: Int[AnyArray, "B S"]
     label: Int[AnyArray, " B"]
+    weight: Float[AnyArray, " B"]
 
 
 class Generated(NamedTuple):

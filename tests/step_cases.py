@@ -17,6 +17,7 @@ from jaxqr.types import LabeledBatch, Pairs, Preferences
 ROWS, OTHER_ROWS = rows(4), rows(4, seed=1)
 CORPUS = rows(4, source=1, target=5, seed=2)
 WEIGHT = np.array([1, 0, 1, 1], np.float32)
+LABEL_WEIGHT = np.array([1, 2, 0.5, 0], np.float32)
 ADVANTAGES = np.array([0.7, -1.3, 0.0, 0.4], np.float32)
 
 
@@ -40,7 +41,8 @@ def labeled(seed=0, width=8):
     mask = np.arange(width)[None] < np.array([8, 3, 1, 6])[:, None]
     tokens = rng.integers(0, tiny.VOCAB, mask.shape).astype(np.int32)
     segments = rng.integers(0, 2, mask.shape).astype(np.int32)
-    return LabeledBatch(tokens, mask, segments, np.arange(4, dtype=np.int32))
+    label = np.arange(4, dtype=np.int32)
+    return LabeledBatch(tokens, mask, segments, label, LABEL_WEIGHT)
 
 
 @cache

@@ -5,12 +5,14 @@ gradient is missing, doubled or of the wrong sign, in whatever parameter.
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 import tiny
 from step_cases import Case, cases, labeled
+from test_ppo import STEP, ppo_batch, valued
 
 from jaxqr import models
 from jaxqr.train import steps
@@ -24,6 +26,9 @@ CASES = {
     for family, model in FAMILIES.items()
     for name, case in cases(model).items()
 }
+for family, model in FAMILIES.items():
+    step = tiny.compiled(steps.ppo_step, tiny.SGD, model, **STEP)
+    CASES[family, "ppo"] = model, Case(step, partial(ppo_batch, model))
 for name, model in {"bert": tiny.BERT, "llama": LLAMA, "t5": T5}.items():
     labels = models.build(dataclasses.replace(model.config, num_labels=4))
     step = tiny.compiled(steps.classify_step, tiny.SGD, labels)
@@ -70,6 +75,8 @@ def slopes(step, state, arguments):
 def test_a_gradient_is_the_slope_of_its_loss(family, name):
     model, case = CASES[family, name]
     state = tiny.start(model=model)
+    if name == "ppo":
+        state = state._replace(params=valued(state.params, model))
     arguments = [case.batch(), {}]
     if case.frozen:
         arguments.append(tiny.params(1, model=model))

@@ -101,9 +101,9 @@ def collate_encoder(rows: Sequence[EncoderRow], *, fill: int) -> LabeledBatch:
     width = bucket(max(len(row.tokens) for row in rows))
     tokens, mask = pad_right([row.tokens for row in rows], width, fill)
     segments, _ = pad_right([row.segments for row in rows], width, 0)
-    return LabeledBatch(
-        tokens, mask, segments, np.array([r.label for r in rows], np.int32)
-    )
+    label = np.array([row.label for row in rows], np.int32)
+    weight = np.array([row.weight for row in rows], np.float32)
+    return LabeledBatch(tokens, mask, segments, label, weight)
 
 
 def pair_batches(

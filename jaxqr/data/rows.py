@@ -17,11 +17,12 @@ class Row(NamedTuple):
 
 
 class EncoderRow(NamedTuple):
-    """One tokenized text pair for an encoder, unpadded, with its class."""
+    """One tokenized text pair for an encoder, unpadded, with its class and weight."""
 
     tokens: list[int]
     segments: list[int]
     label: int
+    weight: float = 1.0
 
 
 Padded = tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]

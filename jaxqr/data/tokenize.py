@@ -287,6 +287,7 @@ class Tokenizer:
         *,
         max_tokens: int,
         labels: Sequence[int] | None = None,
+        weights: Sequence[float] | None = None,
     ) -> list[EncoderRow]:
         """Rows of text pairs for an encoder; the longer text is cut if need be.
 
@@ -307,13 +308,13 @@ class Tokenizer:
             )
         rows = []
         labels = [0] * len(first) if labels is None else labels
-        for one, two, label in zip(
-            self.encode(first), self.encode(second), labels, strict=True
-        ):
+        weights = [1.0] * len(first) if weights is None else weights
+        encoded = self.encode(first), self.encode(second)
+        for one, two, label, weight in zip(*encoded, labels, weights, strict=True):
             one, two = _longest_first(one, two, max_tokens - taken)
             one, two = [*start, *one, *middle], [*two, *end]
             segments = [0] * len(one) + [1] * len(two)
-            rows.append(EncoderRow([*one, *two], segments, label))
+            rows.append(EncoderRow([*one, *two], segments, label, weight))
         return rows
 
     def _pair_template(self) -> tuple[list[int], list[int], list[int]]:

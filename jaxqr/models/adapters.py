@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 
+from jaxqr.models.value import COLLECTION
 from jaxqr.types import Params
 
 
 def partition(params: Params) -> tuple[Params, Params]:
     """Split a model's parameters into those that are trained and the frozen base.
 
-    With a collection `lora` (Hu et al. 2021), that collection is trained and the
-    other collections are the base. Otherwise everything is trained and the base is
-    `{}`. Arrays are not copied; `combine` is the inverse.
+    With a collection `lora` (Hu et al. 2021), that collection is trained, with the
+    value head if there is one, and the other collections are the base. Otherwise
+    everything is trained and the base is `{}`. Arrays are not copied; `combine` is the
+    inverse.
 
     Args:
         params: what `models.init` or `models.load_pretrained` returned.
@@ -25,7 +27,8 @@ def partition(params: Params) -> tuple[Params, Params]:
     """
     if not isinstance(params, Mapping) or "lora" not in params:
         return params, {}
-    return {"lora": params["lora"]}, {k: v for k, v in params.items() if k != "lora"}
+    trained = {name: x for name, x in params.items() if name in ("lora", COLLECTION)}
+    return trained, {name: x for name, x in params.items() if name not in trained}
 
 
 def combine(trained: Params, base: Params) -> Params:

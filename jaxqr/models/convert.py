@@ -42,6 +42,7 @@ from jaxqr.models.stored import (
     open_tensors,
     read_settings,
 )
+from jaxqr.models.value import without_value
 from jaxqr.types import Params
 
 OURS_ALONE = {field.name for field in dataclasses.fields(LanguageModelConfig)}
@@ -146,7 +147,7 @@ def save_pretrained(
     reads back what was written bit for bit, adapters excepted: they are merged into
     their linear maps, W + (alpha / rank) A B. A decoder's classifier is
     exported with EOS for padding, by which transformers finds a row's last token; of
-    rows that end in EOS it reads the token before.
+    rows that end in EOS it reads the token before. A value head is left out.
 
     Args:
         path: the folder; it is created where it does not exist.
@@ -159,7 +160,7 @@ def save_pretrained(
         ValueError: if the parameters are not those of the module.
     """
     config, folder = model.config, Path(path)
-    flat = _flatten(params)
+    flat = _flatten(without_value(params))
     if (found := {k: np.shape(x) for k, x in flat.items()}) != (asked := _asked(model)):
         wrong = sorted(dict(asked.items() ^ found.items()))
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""

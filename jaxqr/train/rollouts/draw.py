@@ -1,16 +1,18 @@
 """Candidates that the current policy draws for a batch of sources."""
 
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, Key
 
-from jaxqr import decode
+from jaxqr import decode, vocab
 from jaxqr.data.pipeline import Batches, bucket
 from jaxqr.data.prompts import Source
 from jaxqr.data.tokenize import pad_prompts
 from jaxqr.decode import Sampling
 from jaxqr.lm import LM
+from jaxqr.models.value import COLLECTION, ValueModel
 from jaxqr.sharding import shard_batch
 from jaxqr.types import AnyArray, Pairs, PromptBatch, TrainState
 
@@ -110,6 +112,81 @@ class Samples:
         """Goes to a saved place."""
         self._sources.load(saved["sources"])
         self._rounds = saved["rounds"]
+
+
+class ReferencedSamples:
+    """Samples with a reference's log-probabilities, and values if there is a head.
+
+    Log-probabilities, values and reference log-probabilities are read off the finished
+    targets in one pass each, with the parameters that drew. So the probability ratios
+    of the first minibatch are 1 but for rounding, and the KL penalty is of one policy.
+
+    Args:
+        policy: the language model that is trained, as it started; with a value head for
+            PPO.
+        reference: the frozen one that the KL is to.
+        sources: batches of sources, a list each.
+        sampling: how to draw; at temperature 1 without truncation.
+        n: candidates per source; PPO's minibatches need 1.
+
+    Raises:
+        ValueError: another temperature, or truncation: the samples are not the policy's
+            then, and the ratios are wrong.
+    """
+
+    def __init__(
+        self,
+        policy: LM,
+        reference: LM,
+        sources: Batches[Any],
+        sampling: Sampling,
+        *,
+        n: int = 1,
+    ):
+        check_untruncated(sampling, "the probability ratios of policy gradients")
+        self._policy, self._reference = policy, reference
+        self._samples = Samples(policy, sources, sampling, n=n)
+        self.save, self.load = self._samples.save, self._samples.load
+
+    def __call__(self, state: TrainState) -> Candidates:
+        """Samples of the state's parameters, and what is known of their tokens."""
+        candidates = self._samples(state)
+        policy, reference = self._policy.with_params(state.params), self._reference
+        pairs = shard_batch(candidates.pairs, policy.params)
+        values = None
+        if COLLECTION in policy.params:
+            logps, values = _valued_logps(policy.model, policy.params, pairs)
+        else:
+            logps = _logps(policy.model, policy.params, pairs)
+        ref_logps = _logps(reference.model, reference.params, pairs)
+        logps, values, ref_logps = jax.device_get((logps, values, ref_logps))
+        return candidates._replace(logps=logps, values=values, ref_logps=ref_logps)
+
+
+def check_untruncated(sampling: Sampling, what: str) -> None:
+    """Refuses samples that are not drawn from the model's own distribution.
+
+    Raises:
+        ValueError: another temperature than 1, or truncation; `what` does not hold.
+    """
+    if sampling.arguments() != Sampling(*sampling[:2]).arguments():
+        raise ValueError(
+            f"{sampling}: {what} hold for samples at temperature 1 without truncation; "
+            "leave these at their defaults"
+        )
+
+
+@partial(jax.jit, static_argnums=0)
+def _logps(model, params, pairs):
+    features, tokens, mask = model.apply(params, pairs, method="completion")
+    return (vocab.token_logps(features, tokens) * mask)[:, 1:]
+
+
+@partial(jax.jit, static_argnums=0)
+def _valued_logps(model, params, pairs):
+    features, values, tokens, mask = ValueModel(model).completion(params, pairs)
+    logps = vocab.token_logps(features, tokens)
+    return (logps * mask)[:, 1:], (values * mask)[:, 1:]
 
 
 class OnPolicyPairs:

@@ -12,7 +12,11 @@ from jaxqr.decode import Sampling
 from jaxqr.lm import LM
 from jaxqr.sharding import shard_batch
 from jaxqr.train import loop
-from jaxqr.train.rollouts.draw import prompt_batch, sampling_key
+from jaxqr.train.rollouts.draw import (
+    check_untruncated,
+    prompt_batch,
+    sampling_key,
+)
 from jaxqr.train.steps import MiniLLMBatch
 from jaxqr.types import AnyArray, Pairs, TrainState
 
@@ -53,11 +57,7 @@ class MixtureRollouts:
         alpha: float,
         rollouts: int,
     ):
-        if sampling.arguments() != Sampling(*sampling[:2]).arguments():
-            raise ValueError(
-                f"{sampling}: MiniLLM's importance weights hold for samples at "
-                "temperature 1 without truncation; leave these at their defaults"
-            )
+        check_untruncated(sampling, "MiniLLM's importance weights")
         self._student, self._teacher = student, teacher
         self._sources, self._sampling = sources, sampling
         self._alpha, self._rollouts = alpha, rollouts

@@ -14,7 +14,21 @@ Score = Callable[[list[Source], list[str]], "Pending"]
 """Starts scoring texts as answers to their sources, and returns at once."""
 
 Finish = Callable[[Candidates, Reward], tuple[Any, dict[str, float]]]
-"""Makes a batch of scored candidates, and numbers to log next to the reward's."""
+"""Makes a batch of scored candidates, and numbers to log next to the reward's. What
+changes with what it has seen is `Adaptive`."""
+
+
+@runtime_checkable
+class Adaptive(Protocol):
+    """A `Finish` with a state, such as an adaptive coefficient."""
+
+    def save(self) -> dict[str, Any]:
+        """The state."""
+        ...
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Goes to a saved state."""
+        ...
 
 
 @runtime_checkable
@@ -88,6 +102,7 @@ class OnlineRollouts:
         """
         return {
             "draw": self._draw.save(),
+            "finish": self._finish.save() if isinstance(self._finish, Adaptive) else {},
             "queue": [
                 {"candidates": waiting.candidates, "reward": _saved(waiting.pending)}
                 for waiting in self._queue
@@ -97,6 +112,8 @@ class OnlineRollouts:
     def load(self, saved: dict[str, Any]) -> None:
         """Goes to a saved place."""
         self._draw.load(saved["draw"])
+        if isinstance(self._finish, Adaptive):
+            self._finish.load(saved["finish"])
         self._queue = []
         for waiting in saved["queue"]:
             candidates, reward = waiting["candidates"], waiting["reward"]

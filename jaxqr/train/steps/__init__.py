@@ -17,7 +17,12 @@ from jaxqr.train.steps.distillation import (
     distill_step,
     minillm_step,
 )
-from jaxqr.train.steps.policy import PolicyBatch, policy_gradient_step
+from jaxqr.train.steps.policy import (
+    PolicyBatch,
+    PPOBatch,
+    policy_gradient_step,
+    ppo_step,
+)
 from jaxqr.train.steps.preference import dpo_step
 from jaxqr.train.steps.supervised import sft_step
 from jaxqr.train.steps.update import compile_step
@@ -25,6 +30,7 @@ from jaxqr.train.steps.update import compile_step
 __all__ = [
     "MiniLLM",
     "MiniLLMBatch",
+    "PPOBatch",
     "PolicyBatch",
     "classify_step",
     "compile_step",
@@ -32,5 +38,6 @@ __all__ = [
     "dpo_step",
     "minillm_step",
     "policy_gradient_step",
+    "ppo_step",
     "sft_step",
 ]

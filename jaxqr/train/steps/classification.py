@@ -1,4 +1,4 @@
-"""Classification of texts and text pairs: the relevance model M1."""
+"""Classification of text pairs: the relevance model M1, query classifiers."""
 
 from typing import Any
 
@@ -17,10 +17,19 @@ def classify_step(
     model: Any,
     optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, Metrics]:
-    """Mean cross-entropy of an encoder's classes over the rows.
+    """Weighted mean cross-entropy of a model's classes over the rows.
 
-    Metrics: `accuracy`, the share of rows whose class is the most probable one.
+    loss = sum_b w_b CE_b / sum_b w_b, as in PyTorch's weighted loss; 0 if all weights
+    are.
+
+    Metrics: `accuracy`, the weighted share of rows whose class is the most probable
+    one.
     """
+    weight = jnp.asarray(batch.weight)
+    total = jnp.sum(weight)
+
+    def mean(x):
+        return jnp.sum(weight * x) / jnp.where(total > 0, total, 1)
 
     def loss(params):
         logits = model.apply(
@@ -29,7 +38,7 @@ def classify_step(
         entropies = optax.softmax_cross_entropy_with_integer_labels(
             logits.astype(jnp.float32), batch.label
         )
-        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch.label)
-        return jnp.mean(entropies), {"accuracy": accuracy}
+        right = jnp.argmax(logits, axis=-1) == batch.label
+        return mean(entropies), {"accuracy": mean(right)}
 
     return apply_gradient(state, base, loss, optimizer)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxqr import models, vocab
 from jaxqr.sharding import mesh_of
@@ -46,11 +46,14 @@ def apply_gradient(
     base: Params,
     loss: Callable,
     optimizer: optax.GradientTransformation,
+    *,
+    accept: Callable[[Metrics], Bool[Array, ""]] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step on `loss(params) -> (loss, metrics)`.
 
     `params` is the whole model, `base` combined with what is trained; the gradient is
-    taken with respect to `state.params` alone.
+    taken with respect to `state.params` alone. Where `accept(metrics)` is False,
+    parameters and optimizer stay as they are, and only key and step go on.
     """
 
     def loss_of_trained(trained: Params):
@@ -61,6 +64,12 @@ def apply_gradient(
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    if accept is not None:
+        params, opt_state = jax.lax.cond(
+            accept(metrics),
+            lambda: (params, opt_state),
+            lambda: (state.params, state.opt_state),
+        )
     key = jax.random.split(state.key)[0]  # the other half is for sampling
     scalars = {k: v for k, v in metrics.items() if v.ndim == 0}
     return TrainState(params, opt_state, key, state.step + 1), scalars | {
