@@ -90,6 +90,8 @@ JIT = {
     "jaxqr.models.layers",
     "jaxqr.rewards.classifier",
     "jaxqr.train.checkpoint",
+    "jaxqr.train.rollouts.draw",
+    "jaxqr.train.rollouts.finish",
     "jaxqr.train.state",
     "jaxqr.train.steps.update",
 }

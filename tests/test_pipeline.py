@@ -91,14 +91,15 @@ def test_pairs_are_padded_to_their_buckets():
 
 
 def test_encoder_rows_are_padded_on_the_right():
-    rows = [EncoderRow([5, 6, 7], [0, 0, 1], 2), EncoderRow([5], [1], 0)]
+    rows = [EncoderRow([5, 6, 7], [0, 0, 1], 2), EncoderRow([5], [1], 0, 0.25)]
     batch = collate_encoder(rows, fill=9)
     assert batch.tokens[:, :4].tolist() == [[5, 6, 7, 9], [5, 9, 9, 9]]
     assert batch.segments[:, :4].tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
     assert batch.mask.sum(axis=1).tolist() == [3, 1]
     assert batch.label.tolist() == [2, 0]
     assert all(x.shape == (2, 16) for x in batch[:3])
-    assert {x.dtype for x in batch} == {np.dtype(np.int32), np.dtype(bool)}
+    assert batch.weight.tolist() == [1.0, 0.25]
+    assert [x.dtype for x in batch] == [np.int32, bool, np.int32, np.int32, np.float32]
 
 
 def test_pair_batches_have_one_shape_per_bucket():
