@@ -16,8 +16,13 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Tiny programs that run a few times: LLVM's optimizations cost more than they save.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Tiny programs that run a few times: what compiles fast is fastest. The fusion emitters
+# and code generation in parts cost more here than they save.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1",
+)
 
 import jax
 import pytest
