@@ -18,12 +18,14 @@ from test_loop import Interrupts, lines
 
 from jaxqr.data.pipeline import Batches, collate_encoder, pair_batches
 from jaxqr.decode import Sampling
+from jaxqr.models.value import init_value
 from jaxqr.records import Reward
 from jaxqr.rewards.pool import ScoringPool
 from jaxqr.train import loop, steps
+from jaxqr.train import state as train_state
 from jaxqr.train.checkpoint import Checkpoints
 from jaxqr.train.rollouts import finish
-from jaxqr.train.rollouts.draw import Samples
+from jaxqr.train.rollouts.draw import ReferencedSamples, Samples
 from jaxqr.train.rollouts.minibatches import Minibatches
 from jaxqr.train.rollouts.mixture import MixtureRollouts, WithCorpus
 from jaxqr.train.rollouts.online import OnlineRollouts
@@ -73,6 +75,23 @@ def online_dpo(overlap):
     return make
 
 
+def ppo():
+    """The coefficient of the KL adapts, and each rollout is used twice."""
+    lm = valued(tiny.lm())
+    rollouts = OnlineRollouts(
+        ReferencedSamples(lm, tiny.lm(), queries(), SAMPLING),
+        ScoringPool(count_letters).submit,
+        finish.PPO(kl_coef=0.1, kl_target=0.01),
+        overlap=False,
+    )
+    batches = Minibatches(rollouts, epochs=2, batch_size=4, seed=0)
+    return tiny.compiled(steps.ppo_step, max_kl=1.0), batches, ()
+
+
+def valued(lm):
+    return lm._replace(params=init_value(lm.model, lm.params))
+
+
 def classify():
     pairs = [*tiny.TRAIN, *((q, "a pink mug") for q, _ in tiny.TRAIN)]
     asked, titles = zip(*pairs, strict=True)
@@ -88,11 +107,15 @@ STAGES = {
     "minillm": minillm,
     "online": online_dpo(overlap=False),
     "online-overlap": online_dpo(overlap=True),
+    "ppo": ppo,
     "classify": classify,
 }
 
 
 def start(name):
+    if name == "ppo":
+        params = valued(tiny.lm()).params
+        return train_state.create(params, tiny.ADAM, jax.random.key(0))
     model = tiny.BERT if name == "classify" else tiny.GPT2
     return tiny.start(tiny.ADAM, model=model)
 
@@ -114,7 +137,7 @@ def test_a_broken_run_ends_in_the_same_bits(name, tmp_path):
         )  # fmt: skip
 
     whole = go(tmp_path / "whole", ())
-    # MiniLLM's rollouts serve four steps: 1 and 3 are within their inner epochs.
+    # MiniLLM's and PPO's rollouts serve four steps: 1 and 3 are within them.
     for step in (1, 3):
         with pytest.raises(loop.Interrupted):
             go(tmp_path / "broken", (step,))

@@ -10,6 +10,7 @@ import tiny
 from jax.sharding import PartitionSpec as P
 
 from jaxqr import decode, models, sharding
+from jaxqr.models.value import init_value
 from jaxqr.train import state as train_state
 from jaxqr.train import steps
 from jaxqr.types import Preferences, PromptBatch
@@ -160,21 +161,35 @@ def distillation_case():
     return steps.minillm_step, static, batch, tiny.params(1)
 
 
+def policy_case():
+    """No frozen model but the base; a value head is trained with the adapters."""
+    rng = np.random.default_rng(0)
+    mask = BATCH.target_mask
+    columns = [np.where(mask, rng.normal(size=mask.shape), 0) for _ in range(3)]
+    logps = np.where(mask, rng.uniform(-6, -2, mask.shape), 0)
+    batch = steps.PPOBatch(BATCH, *np.float32([logps, *columns]))
+    # A token that the clip drops on one machine alone would be a difference.
+    return steps.ppo_step, {"clip": 1e3, "value_clip": 1e3}, batch, None
+
+
 def adapted(seed):
     lora = models.init(LORA, jax.random.key(seed))["lora"]
     return {**tiny.params(seed), "lora": tiny.scrambled(lora, 0.2, seed)}
 
 
-@pytest.mark.parametrize("case", [preference_case, distillation_case])
+@pytest.mark.parametrize("case", [preference_case, distillation_case, policy_case])
 def test_adapters_in_half_precision_with_remat_compute_the_same(case, monkeypatch):
     """On both axes; the frozen model is split, too. Adapters alone are trained."""
     monkeypatch.setattr(sharding, "SMALLEST", 64)
     step, static, batch, frozen = case()
     optimizer = optax.sgd(0.1)
+    start_params, collections = adapted(0), {"lora"}
+    if case is policy_case:
+        start_params, collections = init_value(LORA, start_params), {"lora", "value"}
 
     def train(place):
-        trained, base = models.partition(place(adapted(0)))
-        other = place(frozen)
+        trained, base = models.partition(place(start_params))
+        other = [] if frozen is None else [place(frozen)]
         state = train_state.create(trained, optimizer, jax.random.key(0))
         before = jax.device_get(state.params)
         compiled = steps.compile_step(
@@ -183,11 +198,11 @@ def test_adapters_in_half_precision_with_remat_compute_the_same(case, monkeypatc
         placed = sharding.shard_batch(batch, base)
         losses, places = [], jax.tree.map(lambda x: x.sharding, state)
         for _ in range(2):
-            state, metrics = compiled(state, placed, base, other)
+            state, metrics = compiled(state, placed, base, *other)
             losses.append(float(metrics["loss"]))
         assert compiled._cache_size() == 1
         assert jax.tree.map(lambda x: x.sharding, state) == places
-        assert state.params.keys() == {"lora"}
+        assert state.params.keys() == collections
         after = jax.device_get(state.params)
         moves = jax.tree.map(lambda a, b: np.ravel(a - b), before, after)
         split = [not x.is_fully_replicated for x in jax.tree.leaves((base, other))]

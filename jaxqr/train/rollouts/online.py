@@ -101,6 +101,7 @@ class OnlineRollouts:
         Candidates that cannot be scored now are scored again after `load`.
         """
         return {
+            "report": self._report,  # a batch may be in use for several steps
             "draw": self._draw.save(),
             "finish": self._finish.save() if isinstance(self._finish, Adaptive) else {},
             "queue": [
@@ -111,6 +112,7 @@ class OnlineRollouts:
 
     def load(self, saved: dict[str, Any]) -> None:
         """Goes to a saved place."""
+        self._report = saved.get("report", {})
         self._draw.load(saved["draw"])
         if isinstance(self._finish, Adaptive):
             self._finish.load(saved["finish"])
