@@ -20,7 +20,6 @@ from experiments import (
 )
 from experiments.config import (
     SFT,
-    Distill,
     Lengths,
     LoraConfig,
     OnlineDPO,
@@ -99,7 +98,7 @@ def test_what_the_table_shows_the_curve_shows_too(run):
 
 
 def test_another_family_passes_through_the_stages(run):
-    """Its student learns by adapters; its teacher is the same, which compiles less."""
+    """With adapters, which each stage merges; `test_learning` distills this family."""
     folder = run.parent / "another"
     for done in ("data", "relevance"):
         shutil.copytree(run / done, folder / done)
@@ -113,13 +112,12 @@ def test_another_family_passes_through_the_stages(run):
     pretrain.main(folder, once(CONFIG.pretrain_student, model="t5-tiny"))
     adapted = once(CONFIG.sft_student, lora=LoraConfig(rank=4), validation_pairs=4)
     sft.main(folder, adapted)
-    shutil.copytree(folder / "sft-student", folder / "sft-teacher")
-    distill.main(folder, once(CONFIG.distill, validation_pairs=4))
-    online_dpo.main(folder, once(CONFIG.online, evaluation_queries=4))
+    online_dpo.main(
+        folder, once(CONFIG.online, start="sft-student", evaluation_queries=4)
+    )
     stages = {
         "pretrain-student": Pretrain,
         "sft-student": SFT,
-        "distill": Distill,
         "online": OnlineDPO,
     }
     for name, kind in stages.items():
