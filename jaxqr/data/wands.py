@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from jaxqr.data import tables
+from jaxqr.data.split import random_split
 from jaxqr.records import Collection, Labels
 
 LABELS = Labels(("Exact", "Partial", "Irrelevant"), (1.0, 0.5, 0.0), ("Exact",))
@@ -28,15 +29,14 @@ _COLUMNS = {
 }
 # The files have the first, the release's own description of them has the second.
 _HIERARCHY = ("category hierarchy", "category_hierarchy")
-_SHARES = {"test": 0.1, "validation": 0.1}
 
 
 def load(folder: str | os.PathLike[str], *, seed: int = 0) -> Collection:
     """Reads queries, products and labels.
 
     A product's category is its hierarchy, or its class where it has none; its bullets
-    are its features, as they are written. There is no official split: a tenth of the
-    queries each, drawn at random, are "test" and "validation".
+    are its features, as they are written. There is no official split; it is that of
+    `random_split`.
 
     Args:
       folder: holds the three files.
@@ -89,7 +89,7 @@ def load(folder: str | os.PathLike[str], *, seed: int = 0) -> Collection:
     query = np.array([texts[id] for id in ids], object)[code]
     judged = judged.append_column("query", pa.array(query, pa.string()))
     judgements = tables.to_judgements(path, judged, rows, LABELS)
-    return Collection(products, _split(list(texts.values()), seed), judgements, LABELS)
+    return Collection(products, random_split(texts.values(), seed), judgements, LABELS)
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -115,13 +115,3 @@ def _by_id(path: Path, table: pa.Table, key: str, value: str) -> dict[str, str]:
             raise tables.fault(path, row, key, problem)
         found[id] = text
     return found
-
-
-def _split(queries: list[str], seed: int) -> dict[str, str]:
-    names = list(dict.fromkeys(queries))
-    split = dict.fromkeys(names, "train")
-    order = iter(np.random.default_rng(seed).permutation(len(names)))
-    for part, share in _SHARES.items():
-        for _ in range(round(share * len(names))):
-            split[names[next(order)]] = part
-    return split

@@ -80,6 +80,7 @@ def read(
     required: Sequence[str],
     optional: Iterable[str] = (),
     typed: Sequence[str] = (),
+    encoding: str = "utf-8",
 ) -> pa.Table:
     """Reads the named columns of one `.parquet` or `.csv` file, texts as strings.
 
@@ -92,6 +93,8 @@ def read(
       optional: columns that may be.
       typed: those of them that hold numbers or bools; a parquet file's stay as they
         are, for `to_numbers` and `to_bools`.
+      encoding: of a .csv file whose bytes say nothing of it, such as ISO-8859-1; the
+        names of its columns are ASCII.
 
     Raises:
       PermissionError: the file may not be read.
@@ -114,6 +117,9 @@ def read(
     columns = {}
     for name in table.column_names:
         column = table[name]
+        if encoding != "utf-8" and pa.types.is_binary(column.type):
+            texts = (x and x.decode(encoding) for x in column.to_pylist())
+            column = pa.chunked_array([pa.array(texts, pa.string())])
         if name in typed and pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         if name not in typed or is_text(column.type):
