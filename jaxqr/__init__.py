@@ -11,7 +11,7 @@ The modules in reading order; this one imports none of them.
 `jaxqr.metrics`           text, ranking, coverage, significance
 `jaxqr.sharding`          meshes, and where arrays live on them
 `jaxqr.models`            GPT-2, Llama, T5 and BERT; Hugging Face folders in and out
-`jaxqr.data`              ESCI, your own tables, the synthetic shop, Q2Q, batches
+`jaxqr.data`              ESCI, WANDS, Home Depot, own tables, a synthetic shop
 `jaxqr.retrieval`         the Retriever protocol and the embedded search engine
 `jaxqr.decode`            sampling, and beam search, with an explicit cache
 `jaxqr.rewards`           relevance, diversity, simulated shoppers, the scoring pool
