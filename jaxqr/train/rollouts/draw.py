@@ -14,6 +14,7 @@ from jaxqr.decode import Sampling
 from jaxqr.lm import LM
 from jaxqr.models.value import COLLECTION, ValueModel
 from jaxqr.sharding import shard_batch
+from jaxqr.train.steps.update import completion
 from jaxqr.types import AnyArray, Pairs, PromptBatch, TrainState
 
 
@@ -178,8 +179,8 @@ def check_untruncated(sampling: Sampling, what: str) -> None:
 
 @partial(jax.jit, static_argnums=0)
 def _logps(model, params, pairs):
-    features, tokens, mask = model.apply(params, pairs, method="completion")
-    return (vocab.token_logps(features, tokens) * mask)[:, 1:]
+    targets = completion(model, params, pairs)
+    return (targets.logps * targets.mask)[:, 1:]
 
 
 @partial(jax.jit, static_argnums=0)

@@ -48,7 +48,7 @@ class PPOBatch(NamedTuple):
     """Sampled targets, one per source, and what was known of their tokens.
 
     Log-probabilities and values are those of the parameters that drew; advantages and
-    returns follow from them (`train.rollouts.finish.ppo`). All are 0 outside the
+    returns follow from them (`train.rollouts.finish.PPO`). All are 0 outside the
     target's mask.
     """
 
