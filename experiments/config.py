@@ -115,23 +115,36 @@ class SystemConfig:
     """How often a batch is scored again whose scoring failed."""
 
 
-# The stages, in the order of a run
-
-
 @dataclass(frozen=True)
-class Prepare:
-    """Where the data comes from and how pairs are mined from it."""
+class SourceConfig:
+    """Where a run's data comes from, and how its texts become tokens."""
 
-    source: Literal["shop", "esci", "tables"] = "shop"
-    """The synthetic shop, the ESCI release (or an extract), or your own tables."""
+    source: Literal["shop", "esci", "wands", "home-depot", "tables"] = "shop"
+    """The synthetic shop, a release (of ESCI, an extract will do), or your own
+    tables."""
     folder: Path | None = None
-    """Folder of ESCI's files or of your tables."""
+    """Folder of the release's files, or of your tables."""
     products: int = 6000
     """Size of the synthetic shop's catalogue."""
     types: int | None = None
     """Types of product in it; None lets the size decide."""
     intents: int = 800
     """What the synthetic shop's shoppers may want."""
+    vocab_size: int = 2048
+    """Vocabulary of the tokenizer that is trained."""
+    tokenizer: Path | None = None
+    """A Hugging Face tokenizer folder to use instead."""
+    lengths: Lengths = field(default_factory=Lengths)
+    seed: int = 0
+
+
+# The stages, in the order of a run
+
+
+@dataclass(frozen=True)
+class Prepare(SourceConfig):
+    """Where the data comes from and how pairs are mined from it."""
+
     k: int = 2
     """Products that two queries must share to be a pair."""
     labels: tuple[str, ...] | None = None
@@ -141,12 +154,6 @@ class Prepare:
     official_split: bool = True
     """Keep official test queries, and what they are paired with, out of training.
     Without it the pairs are dealt out afresh, by connected component all the same."""
-    vocab_size: int = 2048
-    """Vocabulary of the tokenizer that is trained."""
-    tokenizer: Path | None = None
-    """A Hugging Face tokenizer folder to use instead."""
-    lengths: Lengths = field(default_factory=Lengths)
-    seed: int = 0
 
 
 @dataclass(frozen=True)

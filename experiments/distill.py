@@ -52,7 +52,8 @@ def main(run: Path, config: Distill) -> None:
             student,
             step,
             _batches(config, data, student, teacher),
-            config,
+            config.optimizer,
+            seed=config.seed,
             evaluate=pairs.validation(
                 training.sample_pairs(
                     data.pairs["validation"], config.validation_pairs

@@ -79,7 +79,8 @@ def main(run: Path, config: OnlineDPO) -> None:
                     prefer,
                     overlap=config.overlap,
                 ),
-                config,
+                config.optimizer,
+                seed=config.seed,
                 evaluate=evaluate,
                 frozen=(start.params,) if config.reference == "frozen" else (),
                 keep_start=True,  # the KL is to it

@@ -2,13 +2,12 @@
 
     python -m experiments.prepare quickstart
 
-Reads the synthetic shop, ESCI, or your own tables, and writes `runs/NAME/data`: the
-collection as parquet tables, the query pairs of its three splits, which queries can be
-searched for, and the tokenizer. CPU; seconds (quickstart), half a minute (esci-small).
+Reads the synthetic shop, ESCI, WANDS, Home Depot's release or your own tables, and
+writes `runs/NAME/data`: the collection as parquet tables, the query pairs of its three
+splits, which queries can be searched for, and the tokenizer. CPU; seconds (quickstart),
+half a minute (esci-small).
 """
 
-import dataclasses
-import hashlib
 import json
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -17,17 +16,15 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from experiments import runs
+from experiments import runs, sources
 from experiments.cli import launch, option
 from experiments.config import Lengths, Prepare
 from experiments.presets import PRESETS
-from jaxqr.data import esci, q2q, shop, tables
+from jaxqr.data import q2q, shop, tables
 from jaxqr.data.tokenize import Tokenizer, train_tokenizer
 from jaxqr.records import Collection, Judgements, Labels, Product
 
 SPLITS = ("train", "validation", "test")
-END_BYTES = 1 << 20
-"""Of a source file, this many bytes at either end say whether it is the same."""
 
 
 class Prepared:
@@ -118,14 +115,11 @@ def _true_gain(truth: shop.Truth, labels: Labels, query: str, product: str) -> f
 def main(run: Path, config: Prepare) -> None:
     """Prepares the data of a run."""
     folder = run / "data"
-    source = _source(config)
-    if (folder / "done").exists() and source is not None:
-        _check_source(folder, config, source)
-        config = _with_folder_of(folder, config)
+    config = sources.moved(folder, config)
     with runs.stage(folder, config) as work:
         if not work:
             return
-        collection, truth = _collection(config)
+        collection, truth = sources.load(config, option("prepare", "folder"))
         if not config.official_split:
             forgotten = dict.fromkeys(collection.split, "train")
             collection = collection._replace(split=forgotten)
@@ -148,7 +142,7 @@ def main(run: Path, config: Prepare) -> None:
         tables.save(folder, collection)
         runs.write_json(folder / "pairs.json", by_split)
         runs.write_json(folder / "searchable.json", searchable)
-        runs.write_json(folder / "source.json", source)
+        sources.keep(folder, config)
         if truth is not None:
             truth.save(folder / "truth.json")
         if config.tokenizer:
@@ -175,58 +169,6 @@ def corpus(products: dict[str, Product], split: dict[str, str]) -> list[str]:
     """Titles, and the queries that may be trained on."""
     titles = [product.title for product in products.values()]
     return titles + [query for query, name in split.items() if name == "train"]
-
-
-def _collection(config: Prepare) -> tuple[Collection, shop.Truth | None]:
-    """The data as published, and what a synthetic shop knows besides."""
-    if config.source == "shop":
-        world = shop.make(
-            seed=config.seed,
-            num_products=config.products,
-            num_intents=config.intents,
-            num_types=config.types,
-        )
-        return world.collection, world.truth
-    if config.folder is None:
-        raise ValueError(
-            f"the source {config.source} is read from a folder: give it with "
-            + option("prepare", "folder")
-        )
-    read = esci.load if config.source == "esci" else tables.load
-    return read(config.folder), None
-
-
-def _source(config: Prepare) -> dict[str, list] | None:
-    """Size and hash of every source file that is there, by name."""
-    if config.folder is None or not config.folder.is_dir():
-        return None
-    found = {}
-    for path in sorted(config.folder.iterdir()):
-        if path.suffix in (".csv", ".parquet"):
-            with path.open("rb") as file:
-                ends = file.read(END_BYTES)
-                file.seek(max(0, path.stat().st_size - END_BYTES))
-                digest = hashlib.blake2b(ends + file.read(), digest_size=16)
-            found[path.name] = [path.stat().st_size, digest.hexdigest()]
-    return found
-
-
-def _check_source(folder: Path, config: Prepare, source: dict[str, list]) -> None:
-    """Refuses source files that are not those that the run was prepared from."""
-    before = runs.read_json(folder / "source.json") or {}
-    names = sorted({*source, *before})
-    changed = [name for name in names if source.get(name) != before.get(name)]
-    if changed:
-        raise ValueError(
-            f"{folder} was prepared from other files than those in {config.folder} "
-            f"({', '.join(changed)} differ). Delete it to prepare again, or choose "
-            "another --run"
-        )
-
-
-def _with_folder_of(folder: Path, config: Prepare) -> Prepare:
-    """The settings with the folder that the run was prepared from: files may move."""
-    return dataclasses.replace(config, folder=runs.read(folder, Prepare).folder)
 
 
 def _split(

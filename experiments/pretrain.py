@@ -9,6 +9,7 @@ rewrites of unseen queries have a ROUGE-L of nearly 0. Stages that start from a
 pretrained Hugging Face folder (`--init`) do without all this.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -22,6 +23,7 @@ from experiments.presets import PRESETS
 from jaxqr import models, sharding
 from jaxqr.data.noise import denoising_pairs
 from jaxqr.data.pipeline import pair_batches
+from jaxqr.data.tokenize import Tokenizer
 from jaxqr.evaluation import pairs
 from jaxqr.lm import LM, fresh_model
 from jaxqr.train import steps
@@ -32,22 +34,54 @@ VALIDATION_PAIRS = 128
 def main(run: Path, config: Pretrain) -> None:
     """Trains one language model from scratch."""
     data = Prepared(run)
-    folder = run / f"pretrain-{config.role}"
+    validation = training.sample_pairs(data.pairs["validation"], VALIDATION_PAIRS)
+    pretrain(
+        run / f"pretrain-{config.role}",
+        config,
+        data.tokenizer,
+        data.corpus,
+        data.lengths.corpus,
+        evaluate=pairs.validation(
+            validation,
+            max_source=data.lengths.source,
+            max_target=data.lengths.target,
+        ),
+    )
+
+
+def pretrain(
+    folder: Path,
+    config: Pretrain,
+    tokenizer: Tokenizer,
+    corpus: list[str],
+    width: int,
+    *,
+    evaluate: Callable[[LM, int], dict[str, float]],
+) -> None:
+    """Trains a language model of a corpus, if the stage's folder is not done.
+
+    Args:
+        folder: the stage's.
+        config: its settings.
+        tokenizer: of the corpus.
+        corpus: plain texts.
+        width: most tokens of a text.
+        evaluate: see `train.fit`.
+    """
     with runs.stage(folder, config) as work:
         if not work:
             return
-        compute, width = config.compute, data.lengths.corpus
+        compute = config.compute
         model = fresh_model(
-            config.model, data.tokenizer, dtype=compute.dtype, remat=compute.remat
+            config.model, tokenizer, dtype=compute.dtype, remat=compute.remat
         )
-        tokenizer = data.tokenizer
         if model.encoder_decoder:  # one task, so no word in front of it
             tokenizer = tokenizer.with_prompt("prefix", "")
         params = models.init(model, jax.random.key(config.seed))
         params = sharding.shard_params(params, sharding.make_mesh(compute.fsdp))
         rng = np.random.default_rng(config.seed)
-        rows = tokenizer.plain(data.corpus, max_target=width) + tokenizer.pairs(
-            denoising_pairs(data.corpus, config.denoise, rng),
+        rows = tokenizer.plain(corpus, max_target=width) + tokenizer.pairs(
+            denoising_pairs(corpus, config.denoise, rng),
             max_source=width,
             max_target=width,
         )
@@ -61,12 +95,9 @@ def main(run: Path, config: Pretrain) -> None:
                 seed=config.seed,
                 fill=tokenizer.eos,
             ),
-            config,
-            evaluate=pairs.validation(
-                training.sample_pairs(data.pairs["validation"], VALIDATION_PAIRS),
-                max_source=data.lengths.source,
-                max_target=data.lengths.target,
-            ),
+            config.optimizer,
+            seed=config.seed,
+            evaluate=evaluate,
         )
 
 

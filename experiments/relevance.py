@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -24,12 +23,10 @@ from experiments.cli import launch
 from experiments.config import Relevance, SystemConfig
 from experiments.prepare import Prepared
 from experiments.presets import PRESETS
-from jaxqr import models, sharding
 from jaxqr.data.pipeline import Batches, collate_encoder
 from jaxqr.data.tokenize import EncoderRow, Tokenizer
 from jaxqr.evaluation import classifier as evaluation
 from jaxqr.evaluation.classifier import Judged
-from jaxqr.lm import fresh_model
 from jaxqr.rewards.classifier import Classifier
 from jaxqr.rewards.relevance import RelevanceModel, product_text
 from jaxqr.train import steps
@@ -57,7 +54,9 @@ def main(run: Path, config: Relevance) -> None:
             )
         held_out = judged["validation"] if len(judged["validation"].label) else test
         curve = held_out.shuffled(config.seed, CURVE_ROWS)
-        start = _start(config, data.tokenizer, data.labels.num_classes)
+        start = training.load_classifier(
+            config, data.tokenizer, data.labels.num_classes
+        )
 
         def evaluate(now: Classifier, step: int) -> dict[str, float]:
             del step
@@ -76,7 +75,8 @@ def main(run: Path, config: Relevance) -> None:
                 batch_size=config.optimizer.batch_size,
                 seed=config.seed,
             ),
-            config,
+            config.optimizer,
+            seed=config.seed,
             evaluate=evaluate,
         )
         trained = Classifier.load(
@@ -99,26 +99,6 @@ def _queries(data: Prepared) -> dict[str, list[str]]:
     for query, split in data.split.items():
         by_split[split].append(query)
     return by_split
-
-
-def _start(config: Relevance, tokenizer: Tokenizer, num_labels: int) -> Classifier:
-    compute = config.compute
-    fields: dict[str, Any] = {"dtype": compute.dtype, "remat": compute.remat}
-    fields |= {"lora_rank": config.lora.rank, "lora_alpha": config.lora.alpha}
-    mesh = sharding.make_mesh(compute.fsdp)
-    if config.init:
-        return Classifier.load(
-            config.init,
-            max_tokens=config.max_tokens,
-            mesh=mesh,
-            num_labels=num_labels,
-            seed=config.seed,
-            **fields,
-        )
-    model = fresh_model(config.model, tokenizer, num_labels=num_labels, **fields)
-    params = models.init(model, jax.random.key(config.seed))
-    params = sharding.shard_params(params, mesh)
-    return Classifier(model, params, tokenizer, config.max_tokens)
 
 
 def _rows(

@@ -56,7 +56,8 @@ def main(run: Path, config: SFT) -> None:
                 seed=config.seed,
                 fill=lm.tokenizer.eos,
             ),
-            config,
+            config.optimizer,
+            seed=config.seed,
             evaluate=pairs.validation(
                 training.sample_pairs(
                     data.pairs["validation"], config.validation_pairs

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import jax
 import numpy as np
 
 from experiments.config import (
@@ -12,25 +13,15 @@ from experiments.config import (
     OptimizerConfig,
     PromptConfig,
 )
-from jaxqr import sharding
+from jaxqr import models, sharding
 from jaxqr.data.tokenize import Tokenizer
-from jaxqr.lm import LM
+from jaxqr.lm import LM, fresh_model
+from jaxqr.rewards.classifier import Classifier
 from jaxqr.train import loop, state
 from jaxqr.train.fit import Trainable, fit
 
 T = TypeVar("T", bound=Trainable)
 Row = TypeVar("Row")
-
-
-class StageConfig(Protocol):
-    """The settings that every training stage has."""
-
-    @property
-    def optimizer(self) -> OptimizerConfig: ...  # noqa: D102
-    @property
-    def compute(self) -> ComputeConfig: ...  # noqa: D102
-    @property
-    def seed(self) -> int: ...  # noqa: D102
 
 
 def load_model(
@@ -39,6 +30,7 @@ def load_model(
     lora: LoraConfig = LoraConfig(),  # noqa: B008
     *,
     prompt: PromptConfig = PromptConfig(),  # noqa: B008
+    value_head: bool = False,
     seed: int = 0,
 ) -> LM:
     """A language model that will be trained; see `LM.load`."""
@@ -51,6 +43,7 @@ def load_model(
         remat=compute.remat,
         lora_rank=lora.rank,
         lora_alpha=lora.alpha,
+        value_head=value_head,
         seed=seed,
     )
 
@@ -61,18 +54,63 @@ def load_frozen(folder: Path, compute: ComputeConfig) -> LM:
     return LM.load(folder, dtype=compute.dtype, mesh=mesh)
 
 
+class ClassifierConfig(Protocol):
+    """The settings that say what a classifier starts as."""
+
+    @property
+    def init(self) -> Path | None: ...  # noqa: D102
+    @property
+    def model(self) -> str: ...  # noqa: D102
+    @property
+    def max_tokens(self) -> int: ...  # noqa: D102
+    @property
+    def compute(self) -> ComputeConfig: ...  # noqa: D102
+    @property
+    def lora(self) -> LoraConfig: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+
+
+def load_classifier(
+    config: ClassifierConfig, tokenizer: Tokenizer, num_labels: int
+) -> Classifier:
+    """A classifier that will be trained: of a folder, or a preset from scratch.
+
+    Args:
+        config: the stage's settings.
+        tokenizer: for a preset; a folder has its own.
+        num_labels: classes of its head.
+    """
+    compute = config.compute
+    fields: dict[str, Any] = {"dtype": compute.dtype, "remat": compute.remat}
+    fields |= {"lora_rank": config.lora.rank, "lora_alpha": config.lora.alpha}
+    mesh = sharding.make_mesh(compute.fsdp)
+    if config.init:
+        return Classifier.load(
+            config.init,
+            max_tokens=config.max_tokens,
+            mesh=mesh,
+            num_labels=num_labels,
+            seed=config.seed,
+            **fields,
+        )
+    model = fresh_model(config.model, tokenizer, num_labels=num_labels, **fields)
+    params = models.init(model, jax.random.key(config.seed))
+    params = sharding.shard_params(params, mesh)
+    return Classifier(model, params, tokenizer, config.max_tokens)
+
+
 def train(
     folder: Path,
     start: T,
     step: Callable,
     batches: loop.Batches,
-    config: StageConfig,
+    how: OptimizerConfig,
     *,
     evaluate: Callable[[T, int], dict[str, float]],
     **options: Any,
 ) -> None:
     """`train.fit` with a stage's settings; `options` are its further arguments."""
-    how = config.optimizer
     fit(
         start,
         step,
@@ -89,7 +127,6 @@ def train(
         evaluate=evaluate,
         evaluate_every=how.evaluate_every,
         checkpoint_every=how.checkpoint_every,
-        seed=config.seed,
         **options,
     )
 

@@ -29,6 +29,7 @@ EXPERIMENTS = (
     {"config"},
     {"presets"},
     {"cli", "runs"},
+    {"sources"},
     {"prepare"},
     {"system"},
     {"training"},
