@@ -36,7 +36,11 @@ _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def launch(
-    main: Callable[[Path, C], None], presets: Mapping[str, C], doc: str | None
+    main: Callable[[Path, C], None],
+    presets: Mapping[str, C],
+    doc: str | None,
+    *,
+    prefix: str = "",
 ) -> None:
     """Parses `PRESET [--overrides]` and runs a stage in the run's folder.
 
@@ -46,8 +50,9 @@ def launch(
         main: the stage: called with the run's folder and the settings.
         presets: settings by name; a single one needs no name on the command line.
         doc: the stage's module docstring.
+        prefix: of the names of run folders.
     """
-    given = parse(presets, doc)
+    given = parse(presets, doc, prefix)
     try:
         set_up()
         given = _expanded(given)
@@ -61,12 +66,12 @@ def launch(
         _end(2, f"error: {_one_message(error)} (JAXQR_TRACEBACK=1 shows where)")
 
 
-def parse(presets: Mapping[str, Any], doc: str | None) -> Any:
+def parse(presets: Mapping[str, Any], doc: str | None, prefix: str = "") -> Any:
     """The command line's `run` and `config`.
 
     Exits after `--help`, and with 2 where it cannot be parsed.
     """
-    commands = {name: _command(name, config) for name, config in presets.items()}
+    commands = {n: _command(prefix + n, c) for n, c in presets.items()}
     # A stage that a preset lacks stays out, instead of becoming a subcommand.
     options = (tyro.conf.AvoidSubcommands,)
     if len(commands) == 1:

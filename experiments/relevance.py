@@ -55,7 +55,14 @@ def main(run: Path, config: Relevance) -> None:
         held_out = judged["validation"] if len(judged["validation"].label) else test
         curve = held_out.shuffled(config.seed, CURVE_ROWS)
         start = training.load_classifier(
-            config, data.tokenizer, data.labels.num_classes
+            config.init,
+            config.model,
+            data.tokenizer,
+            data.labels.num_classes,
+            max_tokens=config.max_tokens,
+            compute=config.compute,
+            lora=config.lora,
+            seed=config.seed,
         )
 
         def evaluate(now: Classifier, step: int) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -54,50 +54,45 @@ def load_frozen(folder: Path, compute: ComputeConfig) -> LM:
     return LM.load(folder, dtype=compute.dtype, mesh=mesh)
 
 
-class ClassifierConfig(Protocol):
-    """The settings that say what a classifier starts as."""
-
-    @property
-    def init(self) -> Path | None: ...  # noqa: D102
-    @property
-    def model(self) -> str: ...  # noqa: D102
-    @property
-    def max_tokens(self) -> int: ...  # noqa: D102
-    @property
-    def compute(self) -> ComputeConfig: ...  # noqa: D102
-    @property
-    def lora(self) -> LoraConfig: ...  # noqa: D102
-    @property
-    def seed(self) -> int: ...  # noqa: D102
-
-
 def load_classifier(
-    config: ClassifierConfig, tokenizer: Tokenizer, num_labels: int
+    init: Path | None,
+    model: str,
+    tokenizer: Tokenizer,
+    num_labels: int,
+    *,
+    max_tokens: int,
+    compute: ComputeConfig,
+    lora: LoraConfig,
+    seed: int,
 ) -> Classifier:
-    """A classifier that will be trained: of a folder, or a preset from scratch.
+    """A classifier that will be trained.
 
     Args:
-        config: the stage's settings.
-        tokenizer: for a preset; a folder has its own.
+        init: a Hugging Face folder; None: `model` from scratch.
+        model: a preset of `jaxqr.models`.
+        tokenizer: of the preset; a folder has its own.
         num_labels: classes of its head.
+        max_tokens: of both texts together.
+        compute: how it computes, and where.
+        lora: adapters.
+        seed: of what is freshly drawn.
     """
-    compute = config.compute
     fields: dict[str, Any] = {"dtype": compute.dtype, "remat": compute.remat}
-    fields |= {"lora_rank": config.lora.rank, "lora_alpha": config.lora.alpha}
+    fields |= {"lora_rank": lora.rank, "lora_alpha": lora.alpha}
     mesh = sharding.make_mesh(compute.fsdp)
-    if config.init:
+    if init:
         return Classifier.load(
-            config.init,
-            max_tokens=config.max_tokens,
+            init,
+            max_tokens=max_tokens,
             mesh=mesh,
             num_labels=num_labels,
-            seed=config.seed,
+            seed=seed,
             **fields,
         )
-    model = fresh_model(config.model, tokenizer, num_labels=num_labels, **fields)
-    params = models.init(model, jax.random.key(config.seed))
+    module = fresh_model(model, tokenizer, num_labels=num_labels, **fields)
+    params = models.init(module, jax.random.key(seed))
     params = sharding.shard_params(params, mesh)
-    return Classifier(model, params, tokenizer, config.max_tokens)
+    return Classifier(module, params, tokenizer, max_tokens)
 
 
 def train(

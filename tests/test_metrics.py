@@ -307,7 +307,7 @@ def test_bootstrap_depends_on_the_seed_and_not_on_the_blocks(monkeypatch):
     assert one == metrics.bootstrap_interval(values, resamples=101)
     assert one != metrics.bootstrap_interval(values, resamples=101, seed=1)
     for draws in (1, 350):  # 1 and 7 resamples at once
-        monkeypatch.setattr(metrics, "_DRAWS", draws)
+        monkeypatch.setattr(metrics.significance, "_DRAWS", draws)
         assert metrics.bootstrap_interval(values, resamples=101) == one
 
 

@@ -23,6 +23,7 @@ class Judged(NamedTuple):
     query: np.ndarray  # [R] of str
     product_id: np.ndarray  # [R] of str
     label: Int[np.ndarray, " R"]  # index into the labels' names
+    weight: Float[np.ndarray, " R"]  # how much each row counts
 
     @classmethod
     def of(
@@ -34,11 +35,24 @@ class Judged(NamedTuple):
     ) -> "Judged":
         """The rows of the given queries whose products have text."""
         wanted = set(queries)
-        rows = zip(judgements.query, judgements.product_id, strict=True)
-        kept = np.array([q in wanted and p in products for q, p in rows], np.bool_)
+        pairs = zip(judgements.query, judgements.product_id, strict=True)
+        kept = np.array([q in wanted and p in products for q, p in pairs], np.bool_)
+        return cls.at(judgements, labels, np.flatnonzero(kept))
+
+    @classmethod
+    def at(
+        cls, judgements: Judgements, labels: Labels, rows: Int[np.ndarray, " R"]
+    ) -> "Judged":
+        """The judgements at some rows."""
         index = {name: i for i, name in enumerate(labels.names)}
-        label = np.array([index[x] for x in judgements.label[kept]], np.int64)
-        return cls(judgements.query[kept], judgements.product_id[kept], label)
+        label = np.array([index[x] for x in judgements.label[rows]], np.int64)
+        weight = judgements.weight
+        return cls(
+            judgements.query[rows],
+            judgements.product_id[rows],
+            label,
+            np.ones(len(rows)) if weight is None else weight[rows],
+        )
 
     def shuffled(self, seed: int, most: int | None = None) -> "Judged":
         """At most `most` rows in a random order, so that ties rank at random."""

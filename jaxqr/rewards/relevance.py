@@ -13,15 +13,18 @@ from jaxtyping import Float
 from jaxqr.records import Labels, Product
 from jaxqr.rewards.classifier import Classifier
 
+FIELDS = ("title", "brand", "color")
 
-def product_text(product: Product) -> str:
-    """What the encoder reads of a product: title, and what it does not say itself."""
-    extra = [
-        part
-        for part in (product.brand, product.color)
-        if part and part.lower() not in product.title.lower()
-    ]
-    return " ".join([product.title, *extra])
+
+def product_text(product: Product, fields: Sequence[str] = FIELDS) -> str:
+    """What the encoder reads of a product: fields, without what the first one says.
+
+    >>> product_text(Product("1", "Red shoe", brand="Acme", color="red"))
+    'Red shoe Acme'
+    """
+    first, *rest = (getattr(product, field) for field in fields)
+    extra = (part for part in rest if part and part.lower() not in first.lower())
+    return " ".join([first, *extra])
 
 
 class RelevanceModel:

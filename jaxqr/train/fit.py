@@ -49,6 +49,7 @@ def fit(
     evaluate_every: int = 0,
     checkpoint_every: int = 0,
     score: str | None = None,
+    patience: int | None = None,
     frozen: tuple[Params, ...] = (),
     keep_start: bool = False,
     seed: int = 0,
@@ -71,6 +72,7 @@ def fit(
         evaluate_every: see `loop.run`, as for the next two.
         checkpoint_every: steps between checkpoints, besides those at evaluations.
         score: the evaluated number that decides which model is best.
+        patience: evaluations without a better score after which training ends.
         frozen: teacher or reference parameters, the step's arguments after `base`.
         keep_start: the parameters of `start` stay usable (a reference, say). Otherwise
             those that are trained are given away.
@@ -101,6 +103,7 @@ def fit(
         evaluate_every=evaluate_every,
         score=score,
         keep=export,
+        patience=patience,
         checkpoint_every=checkpoint_every,
         log_every=log_every,
         title=folder.name,

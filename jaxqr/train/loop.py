@@ -62,6 +62,7 @@ def run(
     evaluate_every: int = 0,
     score: str | None = None,
     keep: Callable[[Params], None] | None = None,
+    patience: int | None = None,
     checkpoint_every: int = 0,
     log_every: int = 1,
     title: str = "train",
@@ -85,6 +86,8 @@ def run(
             before its name, whose lowest is.
         keep: called with `state.params` whenever `score` is the best so far, and at
             the end if no evaluation has given a score.
+        patience: after so many evaluations in a row without a better score the run
+            ends; None: it takes all its steps.
         checkpoint_every: 0 saves at the end and on a signal only.
         log_every: steps between lines of training metrics.
         title: what the progress bar says.
@@ -99,22 +102,24 @@ def run(
     """
     writer, checkpoints = None, None
     done, best = 0, -math.inf
+    stale = 0  # evaluations since the best one
     if folder is not None:
         checkpoints = Checkpoints(Path(folder) / "checkpoints", frozen=frozen)
         if (restored := checkpoints.restore(state)) is not None:
             state, host = restored
             done, best = int(state.step), host["best"]
+            stale = host.get("stale", 0)
             batches.load(host["batches"])
         writer = MetricWriter(folder, done)
     bar = ProgressBar(title, done, num_steps)
 
     def save(state: TrainState) -> None:
         if checkpoints:
-            host = {"batches": batches.save(), "best": best}
+            host = {"batches": batches.save(), "best": best, "stale": stale}
             checkpoints.save(done, state, host)
 
     def evaluate_and_keep_best(state: TrainState) -> None:
-        nonlocal best
+        nonlocal best, stale
         due = evaluate_every and done % evaluate_every == 0
         if evaluate is None or not (due or done in (0, num_steps)):
             return
@@ -142,8 +147,9 @@ def run(
                 f"{', '.join(sorted(values))}: name one of these"
             )
         signed_score = sign * values[name]
+        stale += 1
         if signed_score > best:  # never true of NaN
-            best = signed_score
+            best, stale = signed_score, 0
             if keep is not None:
                 keep(state.params)
 
@@ -154,7 +160,7 @@ def run(
             # the checkpoint was saved before it.
             evaluate_and_keep_best(state)
             since, logged = time.perf_counter(), done
-            while done < num_steps:
+            while done < num_steps and (patience is None or stale < patience):
                 try:
                     batch = shard_batch(batches.next(state), state.params)
                 except Exception:  # a search engine that stays down, say

@@ -104,11 +104,14 @@ def _tables(collection: Collection) -> dict[str, pa.Table]:
         queries["fully_judged"] = [
             q in collection.fully_judged for q in queries["query"]
         ]
+    judgements = collection.judgements._asdict()
+    if collection.judgements.weight is None:
+        del judgements["weight"]
     labels = collection.labels
     return {
         "queries": _table("queries", queries),
         "products": _table("products", products),
-        "judgements": _table("judgements", collection.judgements._asdict()),
+        "judgements": _table("judgements", judgements),
         "labels": _table(
             "labels",
             {

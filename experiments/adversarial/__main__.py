@@ -1,0 +1,24 @@
+"""The command: `python -m experiments.adversarial PRESET`; see the package."""
+
+from pathlib import Path
+
+from experiments import adversarial
+from experiments.adversarial import cycles, generator, world
+from experiments.adversarial.config import Adversarial
+from experiments.adversarial.presets import PRESETS
+from experiments.adversarial.world import World
+from experiments.cli import launch
+
+
+def main(run: Path, config: Adversarial) -> None:
+    """Runs every stage of every seed, and writes the tables."""
+    world.prepare(run, config.data)
+    data = World(run)
+    if config.pretrain:
+        generator.pretrained(run, data, config.pretrain)
+    for seed in config.seeds:
+        cycles.main(run, seed, data, config)
+
+
+if __name__ == "__main__":
+    launch(main, PRESETS, adversarial.__doc__, prefix="adversarial-")

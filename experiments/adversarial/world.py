@@ -1,0 +1,167 @@
+"""The data of an adversarial run: a collection, split for cold start.
+
+Writes `data/`: the collection as parquet tables, the cold-start split, a tokenizer.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from experiments import runs, sources
+from experiments.adversarial.config import Data
+from experiments.prepare import corpus
+from jaxqr.data import tables
+from jaxqr.data.cold_start import ColdStart, cold_start
+from jaxqr.data.tokenize import Tokenizer, train_tokenizer
+from jaxqr.evaluation.classifier import Judged
+from jaxqr.records import Judgements, Labels, Product
+from jaxqr.rewards.relevance import product_text
+
+COMMAND = "python -m experiments.adversarial PRESET"
+SPLIT = "cold_start.npz"
+
+WORDS = {"E": "exact", "S": "substitute", "C": "complement", "I": "irrelevant"}
+"""What ESCI's letters stand for; other labels are words already."""
+
+
+def prepare(run: Path, config: Data) -> None:
+    """Writes the data of a run."""
+    folder = run / "data"
+    config = sources.moved(folder, config)
+    with runs.stage(folder, config) as work:
+        if not work:
+            return
+        collection, _ = sources.load(config, "--data.folder")
+        split = cold_start(
+            collection,
+            unit=config.unit,
+            share=config.cold_share,
+            independent=config.independent_share,
+            seed=config.seed,
+        )
+        tables.save(folder, collection)
+        np.savez(folder / SPLIT, **split._asdict())
+        sources.keep(folder, config)
+        if config.tokenizer:
+            tokenizer = Tokenizer.load(config.tokenizer)
+        else:
+            texts = _corpus(collection.products, collection.judgements, split)
+            tokenizer = train_tokenizer(texts, config.vocab_size)
+        tokenizer.save(folder / "tokenizer")
+        runs.write_json(folder / "statistics.json", World(run, folder).statistics)
+        Console().print(json.dumps(World(run, folder).statistics))
+
+
+class World:
+    """What the stages read of `data/`, each part when it is asked for."""
+
+    def __init__(self, run: Path, folder: Path | None = None):
+        """Opens prepared data.
+
+        Args:
+            run: the run's folder.
+            folder: of data that is still being prepared.
+
+        Raises:
+            FileNotFoundError: it is not prepared yet.
+        """
+        self._folder = folder or runs.require(run / "data", COMMAND)
+
+    @cached_property
+    def settings(self) -> Data:
+        """What it was prepared with."""
+        return runs.read(self._folder, Data)
+
+    @cached_property
+    def products(self) -> dict[str, Product]:
+        """The catalogue, by id."""
+        return tables.read_products(self._folder)
+
+    @cached_property
+    def judgements(self) -> Judgements:
+        """All judgements."""
+        return tables.read_judgements(self._folder)
+
+    @cached_property
+    def labels(self) -> Labels:
+        """The labels of the judgements."""
+        return tables.read_labels(self._folder)
+
+    @cached_property
+    def split(self) -> ColdStart:
+        """The rows of the judgements by their part."""
+        with np.load(self._folder / SPLIT) as arrays:
+            fields: dict[str, Any] = dict(arrays)
+        fields["products"] = tuple(fields["products"].tolist())
+        return ColdStart(**fields)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer."""
+        return Tokenizer.load(self._folder / "tokenizer")
+
+    @cached_property
+    def corpus(self) -> list[str]:
+        """Plain text: all titles, and the queries to train on."""
+        return _corpus(self.products, self.judgements, self.split)
+
+    @cached_property
+    def queries(self) -> frozenset[str]:
+        """All real queries, in lower case."""
+        return frozenset(query.lower() for query in self.judgements.query)
+
+    def rows(self, part: str) -> Judged:
+        """The judgements of a part of the split, such that ties rank at random."""
+        rows = self.split.parts[part]
+        return Judged.at(self.judgements, self.labels, rows).shuffled(0)
+
+    @cached_property
+    def label_texts(self) -> tuple[str, ...]:
+        """What a generator reads for each label, in the labels' order."""
+        return tuple(WORDS.get(name, name.lower()) for name in self.labels.names)
+
+    def text(self, product_id: str) -> str:
+        """What the models read of a product."""
+        return product_text(self.products[product_id], self.settings.fields)
+
+    def sources(
+        self, product_ids: Sequence[str], labels: Sequence[int]
+    ) -> list[dict[str, str]]:
+        """What a generator reads: for each query a label and a product."""
+        return [
+            {"label": self.label_texts[label], "product": self.text(id)}
+            for id, label in zip(product_ids, labels, strict=True)
+        ]
+
+    @cached_property
+    def statistics(self) -> dict[str, object]:
+        """The split in numbers, for reports."""
+        judged, names = self.judgements, self.labels.names
+        parts = {}
+        for part, rows in self.split.parts.items():
+            label = judged.label[rows]
+            parts[part] = {
+                "rows": len(rows),
+                "queries": len(set(judged.query[rows])),
+                "products": len(set(judged.product_id[rows])),
+                "labels": {name: int(np.sum(label == name)) for name in names},
+            }
+        return {
+            "products": len(self.products),
+            "queries": len(set(judged.query)),
+            "cold_products": len(self.split.products),
+            "unit": self.settings.unit,
+            "parts": parts,
+        }
+
+
+def _corpus(
+    products: dict[str, Product], judgements: Judgements, split: ColdStart
+) -> list[str]:
+    train = dict.fromkeys(judgements.query[split.train], "train")
+    return corpus(products, train)

@@ -1,0 +1,186 @@
+"""Query classifiers by how their training rows were made, over several seeds.
+
+Every strategy has the probabilities of the same rows, once per training seed. PR-AUC
+is one number of all rows of a seed; intervals come from drawing queries and seeds with
+replacement, the same ones for every strategy (`metrics.crossed_counts`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxqr import metrics
+from jaxqr.evaluation.classifier import (
+    RANDOM_ORDERS,
+    Judged,
+    classification,
+    ranking_ndcg,
+)
+from jaxqr.evaluation.compare import known_mean
+from jaxqr.records import Labels
+
+RESAMPLES = 1000
+METRICS = ("pr_auc", "ndcg")
+"""Those with intervals."""
+
+Probabilities = Sequence[Float[np.ndarray, "R K"]]
+"""Of every row, a set for each seed."""
+
+
+def table(
+    strategies: Mapping[str, Probabilities],
+    rows: Judged,
+    labels: Labels,
+    compared: Sequence[tuple[str, str]],
+) -> dict[str, Any]:
+    """PR-AUC, nDCG@10 and calibration of every strategy, and how they differ.
+
+    Args:
+        strategies: by name; all have equally many seeds.
+        rows: what the probabilities are of.
+        labels: of the collection; a product's rank follows its expected gain.
+        compared: (after, before) strategies whose differences are told, where both are
+            there.
+
+    Returns:
+        `rows`, one per strategy, means over seeds with 95 % intervals;
+        `differences`; `floors`: PR-AUC of guessing by the labels' frequency, and nDCG
+        of a random order; and how many rows, queries and seeds there are.
+    """
+    number = {query: i for i, query in enumerate(dict.fromkeys(rows.query))}
+    of_row = np.array([number[query] for query in rows.query])
+    seeds = {len(found) for found in strategies.values()}
+    if len(seeds) != 1:
+        raise ValueError(
+            f"strategies of {sorted(seeds)} seeds: expected one number, and above 0"
+        )
+    (num_seeds,) = seeds
+    counts = metrics.crossed_counts(num_seeds, len(number), RESAMPLES, seed=0)
+    columns = {
+        name: _Columns.of(found, rows, labels, of_row, counts)
+        for name, found in strategies.items()
+    }
+    return {
+        "rows": [
+            {"strategy": name}
+            | _points(found, rows, labels)
+            | {
+                f"{metric}_interval": _bounds(columns[name].drawn[metric])
+                for metric in METRICS
+            }
+            for name, found in strategies.items()
+        ],
+        "differences": [
+            {"metric": metric, "strategy": after, "than": before}
+            | _difference(columns[before], columns[after], metric)
+            for after, before in compared
+            if after in strategies and before in strategies
+            for metric in METRICS
+        ],
+        "floors": _floors(rows, labels),
+        "judgements": len(rows.label),
+        "queries": len(number),
+        "seeds": num_seeds,
+    }
+
+
+class _Columns(NamedTuple):
+    """One strategy's metrics: means over seeds, and under every resample."""
+
+    mean: dict[str, float]
+    drawn: dict[str, Float[np.ndarray, " B"]]
+
+    @classmethod
+    def of(
+        cls,
+        found: Probabilities,
+        rows: Judged,
+        labels: Labels,
+        of_row: np.ndarray,
+        counts: tuple[np.ndarray, np.ndarray],
+    ) -> "_Columns":
+        of_seed, of_query = counts
+        weights = of_query[:, of_row] * rows.weight
+        share = of_seed / of_seed.sum(axis=1, keepdims=True)  # [B, S]
+        auc = [metrics.pr_auc_resampled(p, rows.label, weights) for p in found]
+        ndcg = np.stack([_ndcg(p, rows, labels) for p in found])  # [S, Q]
+        known = ~np.isnan(ndcg[0])
+        of_query = of_query[:, known]
+        ranked = of_query @ ndcg[:, known].T / of_query.sum(axis=1, keepdims=True)
+        return cls(
+            {
+                "pr_auc": float(
+                    np.mean(
+                        [
+                            metrics.pr_auc_micro(p, rows.label, rows.weight)
+                            for p in found
+                        ]
+                    )
+                ),
+                "ndcg": float(np.mean(ndcg[:, known])),
+            },
+            {
+                "pr_auc": np.sum(share * np.stack(auc, axis=1), axis=1),
+                "ndcg": np.sum(share * ranked, axis=1),
+            },
+        )
+
+
+def _bounds(drawn: Float[np.ndarray, " B"]) -> list[float]:
+    """Of the middle 95 %."""
+    return [float(x) for x in np.quantile(drawn, (0.025, 0.975))]
+
+
+def _difference(before: _Columns, after: _Columns, metric: str) -> dict[str, float]:
+    low, high = _bounds(after.drawn[metric] - before.drawn[metric])
+    return {
+        "difference": after.mean[metric] - before.mean[metric],
+        "low": low,
+        "high": high,
+    }
+
+
+def _points(found: Probabilities, rows: Judged, labels: Labels) -> dict[str, Any]:
+    """Means over seeds."""
+    per_class = np.mean(
+        [metrics.pr_auc_per_class(p, rows.label, rows.weight) for p in found], axis=0
+    )
+    named = zip(labels.names, per_class.tolist(), strict=True)
+    auc = [metrics.pr_auc_micro(p, rows.label, rows.weight) for p in found]
+    several = [
+        {
+            "pr_auc": auc[i],
+            "ndcg": known_mean(_ndcg(p, rows, labels)),
+            "ece": metrics.ece(p, rows.label, rows.weight),
+        }
+        | classification(p, rows.label)
+        for i, p in enumerate(found)
+    ]
+    return {
+        **{name: float(np.mean([one[name] for one in several])) for name in several[0]},
+        "pr_auc_by_seed": auc,
+        "pr_auc_by_class": dict(named),
+    }
+
+
+def _ndcg(
+    probabilities: Float[np.ndarray, "R K"], rows: Judged, labels: Labels
+) -> Float[np.ndarray, " Q"]:
+    return ranking_ndcg(rows, probabilities @ np.array(labels.gains), labels)
+
+
+def _floors(rows: Judged, labels: Labels) -> dict[str, float]:
+    """What knows nothing of queries and products gets."""
+    frequency = np.bincount(rows.label, rows.weight, minlength=labels.num_classes)
+    guess = np.tile(frequency / frequency.sum(), (len(rows.label), 1))
+    rng = np.random.default_rng(0)
+    orders = [
+        known_mean(ranking_ndcg(rows, rng.random(len(rows.label)), labels))
+        for _ in range(RANDOM_ORDERS)
+    ]
+    return {
+        "pr_auc": metrics.pr_auc_micro(guess, rows.label, rows.weight),
+        "ndcg": float(np.mean(orders)),
+    }
