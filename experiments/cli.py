@@ -102,6 +102,13 @@ def option(stage: str, name: str) -> str:
     return f"--{name}" if alone else f"--{stage}.{name}"
 
 
+def command() -> str:
+    """The command that was typed."""
+    path = Path(sys.argv[0])
+    name = path.parent.name if path.stem == "__main__" else path.stem
+    return " ".join([f"python -m experiments.{name}", *sys.argv[1:]])
+
+
 def set_up() -> None:
     """What every process of a run begins with."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -9,7 +9,6 @@ CPU: a minute and a half for quickstart.
 """
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from rich.table import Table
 
 import jaxqr
 from experiments import runs, training
-from experiments.cli import launch
+from experiments.cli import command, launch
 from experiments.config import (
     SFT,
     ComputeConfig,
@@ -93,13 +92,8 @@ def _about(data: Prepared) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "version": jaxqr.__version__,
         "seed": data.settings.seed,
-        "command": " ".join(["python -m", *_command()]),
+        "command": command(),
     }
-
-
-def _command() -> list[str]:
-    """The module that was started, and its arguments."""
-    return [f"experiments.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
 
 
 def load_stage(folder: Path, kind: type, fsdp: int | None = None) -> LM:

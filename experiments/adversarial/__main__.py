@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from experiments import adversarial
-from experiments.adversarial import cycles, generator, world
+from experiments.adversarial import cycles, evaluate, generator, world
 from experiments.adversarial.config import Adversarial
 from experiments.adversarial.presets import PRESETS
 from experiments.adversarial.world import World
@@ -18,6 +18,7 @@ def main(run: Path, config: Adversarial) -> None:
         generator.pretrained(run, data, config.pretrain)
     for seed in config.seeds:
         cycles.main(run, seed, data, config)
+    evaluate.main(run, config)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,207 @@
+"""The tables of an adversarial run, over all its seeds, as data.
+
+Writes `summary.json` (fields: `jaxqr.report.adversarial`), and all synthetic queries as
+`synthetic.parquet` (labels and provenance) and `synthetic.csv` (query, product, label).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+import jaxqr
+from experiments import runs
+from experiments.adversarial import classifier, synthesis
+from experiments.adversarial.config import Adversarial
+from experiments.adversarial.world import World
+from experiments.cli import command
+from jaxqr import metrics
+from jaxqr.evaluation import strategies
+from jaxqr.train.log import read_metrics
+
+NONE, PROMPTED, TUNED, ADVERSARIAL = (
+    "None",
+    "Prompted",
+    "Fine-tuned",
+    "Adversarial RL",
+)
+COMPARED = (
+    (PROMPTED, NONE),
+    (TUNED, NONE),
+    (ADVERSARIAL, NONE),
+    (ADVERSARIAL, TUNED),
+)
+"""Strategies whose differences are told."""
+
+PARTS = ("cold", "test")
+
+SHOWN = 12
+"""Hard queries on the page."""
+DIVERSITY_QUERIES = 500
+"""Queries of a set that distinct-n and self-BLEU are computed of: both depend on how
+many there are."""
+
+
+def main(run: Path, config: Adversarial) -> None:
+    """Evaluates all seeds of a run."""
+    world = World(run)
+    folders = [run / f"seed-{seed}" for seed in config.seeds]
+    stages = {
+        NONE: "none",
+        PROMPTED: "prompted/classifier",
+        TUNED: "cycle-0/classifier",
+    }
+    stages[ADVERSARIAL] = f"cycle-{config.cycles}/classifier"
+    if not config.prompted:
+        del stages[PROMPTED]
+    by_cycle = {
+        f"cycle {cycle}": f"cycle-{cycle}/classifier"
+        for cycle in range(config.cycles + 1)
+    }
+    summary = {
+        "name": run.name,
+        "about": _about(world, config),
+        "split": world.statistics,
+        "strategies": {part: _table(folders, stages, world, part) for part in PARTS},
+        "cycles": {part: _table(folders, by_cycle, world, part) for part in PARTS},
+        "synthetic": _synthetic(folders, world, config),
+        "training": _training(folders, config),
+        "hard": _hard(folders[0], world, config),
+    }
+    _export(run, config, folders)
+    runs.write_json(run / "summary.json", summary)
+    _show(summary)
+    Console().print(f"wrote {run / 'summary.json'}")
+
+
+def _about(world: World, config: Adversarial) -> dict[str, Any]:
+    labels = zip(world.labels.names, world.labels.gains, strict=True)
+    return {
+        "source": world.settings.source,
+        "labels": [{"name": name, "gain": gain} for name, gain in labels],
+        "seeds": list(config.seeds),
+        "cycles": config.cycles,
+        "alpha": config.ppo.alpha,
+        "kl_coef": config.ppo.kl_coef,
+        "pgen_sign": config.ppo.pgen_sign,
+        "max_loss": config.ppo.max_loss,
+        "device": jax.devices()[0].device_kind,
+        "version": jaxqr.__version__,
+        "command": command(),
+    }
+
+
+def _table(
+    folders: Sequence[Path], stages: dict[str, str], world: World, part: str
+) -> dict[str, Any]:
+    found = {
+        name: [classifier.predictions(folder / stage)[part] for folder in folders]
+        for name, stage in stages.items()
+    }
+    return strategies.table(found, world.rows(part), world.labels, COMPARED)
+
+
+def _synthetic(
+    folders: Sequence[Path], world: World, config: Adversarial
+) -> list[dict[str, Any]]:
+    """A line per cycle: what was written, means over seeds."""
+    names = {f"cycle {cycle}": f"cycle-{cycle}" for cycle in range(config.cycles + 1)}
+    if config.prompted:
+        names = {PROMPTED: "prompted"} | names
+    lines = []
+    for name, stage in names.items():
+        several = []
+        for folder in folders:
+            here = folder / stage / "synthetic"
+            report = runs.read_json(here / "report.json")
+            several.append(report | _variety(here, config))
+        line = {
+            key: float(np.mean([one[key] for one in several])) for key in several[0]
+        }
+        lines.append({"set": name} | line)
+    return lines
+
+
+def _variety(folder: Path, config: Adversarial) -> dict[str, float]:
+    table = pq.read_table(folder / synthesis.FILE, columns=["query", "product"])
+    queries, products = (column.to_pylist() for column in table.itercolumns())
+    some = queries[:DIVERSITY_QUERIES]
+    own = metrics.copied(queries, products)
+    return {
+        "distinct_1": metrics.distinct_n(some, 1),
+        "distinct_2": metrics.distinct_n(some, 2),
+        "self_bleu": float(metrics.self_bleu(some).mean()),
+        "copied": float(np.mean(own == 1)),
+    }
+
+
+def _training(folders: Sequence[Path], config: Adversarial) -> list[dict[str, Any]]:
+    """Every logged update of PPO, of the first seed, cycle by cycle."""
+    return [
+        {"cycle": cycle} | line
+        for cycle in range(1, config.cycles + 1)
+        for line in read_metrics(folders[0] / f"cycle-{cycle}/ppo/metrics.jsonl")
+        if line["kind"] == "train"
+    ]
+
+
+def _hard(folder: Path, world: World, config: Adversarial) -> list[dict[str, Any]]:
+    """Queries of the last cycle that were hardest, and what each classifier says."""
+    table = pq.read_table(folder / f"cycle-{config.cycles}/synthetic" / synthesis.FILE)
+    order = np.argsort(-table["classifier_loss"].to_numpy(), kind="stable")[:SHOWN]
+    rows = table.take(pa.array(order)).to_pylist()
+    stages = {"none": "none", "before": f"cycle-{config.cycles - 1}/classifier"}
+    stages["after"] = f"cycle-{config.cycles}/classifier"
+    queries, products = ([row[name] for row in rows] for name in ("query", "product"))
+    label = [world.labels.names.index(row["label"]) for row in rows]
+    for name, stage in stages.items():
+        loaded = classifier.load(folder / stage, config.classifier)
+        found = classifier.probabilities(loaded, config.classifier, queries, products)
+        for row, of_row, index in zip(rows, found, label, strict=True):
+            row[name] = float(of_row[index])
+    shown = ("query", "product", "label", "checker_label", *stages)
+    return [{name: row[name] for name in shown} for row in rows]
+
+
+def _export(run: Path, config: Adversarial, folders: Sequence[Path]) -> None:
+    parts = []
+    for seed, folder in zip(config.seeds, folders, strict=True):
+        for cycle in range(config.cycles + 1):
+            part = pq.read_table(folder / f"cycle-{cycle}/synthetic" / synthesis.FILE)
+            seeds = pa.array([seed] * len(part))
+            parts.append(part.append_column("seed", seeds))
+    table = pa.concat_tables(parts)
+    pq.write_table(table, run / "synthetic.parquet")
+    pyarrow.csv.write_csv(
+        table.select(["query", "product_id", "label"]), run / "synthetic.csv"
+    )
+
+
+def _show(summary: dict[str, Any]) -> None:
+    console = Console()
+    for part, of_part in summary["strategies"].items():
+        table = Table(title=f"{part}: {of_part['queries']} queries")
+        for name in ("strategy", "PR-AUC", "95 %", "nDCG@10", "ECE"):
+            table.add_column(name)
+        for row in of_part["rows"]:
+            low, high = row["pr_auc_interval"]
+            table.add_row(
+                row["strategy"],
+                f"{row['pr_auc']:.3f}",
+                f"{low:.3f} to {high:.3f}",
+                f"{row['ndcg']:.3f}",
+                f"{row['ece']:.3f}",
+            )
+        console.print(table)
+        for item in of_part["differences"]:
+            console.print(
+                f"{item['metric']}: {item['strategy']} - {item['than']} "
+                f"{item['difference']:+.3f} ({item['low']:+.3f} to {item['high']:+.3f})"
+            )
