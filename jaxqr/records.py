@@ -68,6 +68,9 @@ class Judgements(NamedTuple):
     query: np.ndarray  # [R] of str
     product_id: np.ndarray  # [R] of str
     label: np.ndarray  # [R] of str, one of the collection's `labels.names`
+    weight: np.ndarray | None = None
+    """[R] of float64 above 0: how much a row counts, such as its number of
+    interactions; None: all rows count the same."""
 
 
 class Collection(NamedTuple):

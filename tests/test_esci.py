@@ -46,7 +46,7 @@ def test_load(folder):
     }
     # One official test row makes a test query; an unknown split is training data.
     assert split == {"sofa": "train", "tent": "test", "rug": "train"}
-    assert list(zip(*judgements, strict=True)) == [
+    assert list(zip(*judgements[:3], strict=True)) == [
         ("sofa", "A", "E"),
         ("sofa", "B", "S"),
         ("tent", "A", "C"),

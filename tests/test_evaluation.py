@@ -475,7 +475,7 @@ def test_true_gain_is_the_prepared_shops(tmp_path):
     prepare.main(tmp_path, config)
     prepared = Prepared(tmp_path)
     assert prepared.true_gain is not None
-    rows = list(zip(*prepared.judgements, strict=True))
+    rows = list(zip(*prepared.judgements[:3], strict=True))
     gains = [prepared.true_gain(query, product) for query, product, _ in rows]
     assert gains == [prepared.labels.gain(label) for _, _, label in rows]
     assert len(set(gains)) == 4

@@ -41,7 +41,7 @@ def random_world():
 
 def brute_force(collection, labels, k, max_degree):
     relevant = {}
-    for query, id, label in zip(*collection.judgements, strict=True):
+    for query, id, label in zip(*collection.judgements[:3], strict=True):
         if label in labels:
             relevant.setdefault(query, set()).add(id)
     degree = {}

@@ -78,7 +78,7 @@ def test_relevance_by_hand():
 
 def test_judgements_are_true(small):
     judgements = small.collection.judgements
-    rows = list(zip(*judgements, strict=True))
+    rows = list(zip(*judgements[:3], strict=True))
     assert len({(query, id) for query, id, _ in rows}) == len(rows)
     for query, id, label in rows:
         assert shop.true_label(small.truth, query, id) == label
@@ -105,7 +105,7 @@ def test_the_truth_is_kept_in_a_file(small, tmp_path):
     assert [found.name for found in tmp_path.iterdir()] == ["truth.json"]
     kept = shop.Truth.load(path)
     assert kept == small.truth
-    rows = list(zip(*small.collection.judgements, strict=True))
+    rows = list(zip(*small.collection.judgements[:3], strict=True))
     for query, id, label in rows[::7]:
         assert shop.true_label(kept, query, id) == label
 
@@ -254,7 +254,7 @@ def test_same_arguments_same_shop(small):
         "print(repr((list(made.truth.intents.items()),\n"
         "    list(made.truth.attributes.items()),\n"
         "    list(made.collection.products.values()), list(made.collection.split),\n"
-        "    [column.tolist() for column in made.collection.judgements])))\n"
+        "    [column.tolist() for column in made.collection.judgements[:3]])))\n"
     )
     printed = {
         subprocess.run(
