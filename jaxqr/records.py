@@ -62,6 +62,13 @@ class Labels(NamedTuple):
         return self.gains[self.names.index(name)]
 
 
+EXACT_PARTIAL_IRRELEVANT = Labels(
+    ("Exact", "Partial", "Irrelevant"), (1.0, 0.5, 0.0), ("Exact",)
+)
+"""The labels of WANDS and of Home Depot, with the weights 2, 1 and 0 of judged-only
+nDCG scaled to [0, 1]."""
+
+
 class Judgements(NamedTuple):
     """Relevance judgements as columns of equal length, one row per (query, product)."""
 
