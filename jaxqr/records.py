@@ -62,6 +62,13 @@ class Labels(NamedTuple):
         return self.gains[self.names.index(name)]
 
 
+EXACT_PARTIAL_IRRELEVANT = Labels(
+    ("Exact", "Partial", "Irrelevant"), (1.0, 0.5, 0.0), ("Exact",)
+)
+"""The labels of WANDS and of Home Depot, with the weights 2, 1 and 0 of judged-only
+nDCG scaled to [0, 1]."""
+
+
 class Judgements(NamedTuple):
     """Relevance judgements as columns of equal length, one row per (query, product)."""
 
@@ -69,8 +76,8 @@ class Judgements(NamedTuple):
     product_id: np.ndarray  # [R] of str
     label: np.ndarray  # [R] of str, one of the collection's `labels.names`
     weight: np.ndarray | None = None
-    """[R] of float: how much each row counts, such as its number of interactions; None:
-    all count the same."""
+    """[R] of float64 above 0: how much a row counts, such as its number of
+    interactions; None: all rows count the same."""
 
 
 class Collection(NamedTuple):

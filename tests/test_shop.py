@@ -254,7 +254,7 @@ def test_same_arguments_same_shop(small):
         "print(repr((list(made.truth.intents.items()),\n"
         "    list(made.truth.attributes.items()),\n"
         "    list(made.collection.products.values()), list(made.collection.split),\n"
-        "    [column.tolist() for column in made.collection.judgements])))\n"
+        "    [column.tolist() for column in made.collection.judgements[:3]])))\n"
     )
     printed = {
         subprocess.run(

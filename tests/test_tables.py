@@ -412,7 +412,7 @@ def test_every_type_that_is_text(tmp_path, kind):
         pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
     collection = tables.load(tmp_path)
     assert list(collection.products) == list(collection.split) == [expected]
-    assert [column.tolist() for column in collection.judgements] == [[expected]] * 3
+    assert [x.tolist() for x in collection.judgements[:3]] == [[expected]] * 3
     assert collection.labels == Labels((expected,), (1.0,), (expected,))
 
 
@@ -583,6 +583,43 @@ def test_fully_judged(tmp_path):
     refused(tmp_path, "queries.parquet", "'fully_judged'", "bool")
 
 
+def test_weights(tmp_path):
+    products = "product_id,title\n2,Tent\n1,Sofa\n"
+    write_small(
+        tmp_path,
+        products,
+        queries="query\nsofa\nrug\n",
+        judgements="query,product_id,label,weight\n"
+        "sofa,2,I,0.5\nrug,1,S, 3 \nsofa,1,E,1e1\nrug,1,S,4\nsofa,2,I,0.25\n",
+    )
+    judgements = tables.load(tmp_path).judgements
+    # The weights of a repeated row are added, where it first stands.
+    assert list(zip(*judgements, strict=True)) == [
+        ("sofa", "2", "I", 0.75),
+        ("rug", "1", "S", 7.0),
+        ("sofa", "1", "E", 10.0),
+    ]
+    (tmp_path / "judgements.csv").unlink()
+    table = {"query": ["sofa"], "product_id": [2], "label": ["E"]}
+    for weights in ([3], [3.0], [decimal.Decimal("3.0")], ["3"]):
+        path = tmp_path / "judgements.parquet"
+        pq.write_table(pa.table(table | {"weight": weights}), path)
+        weight = tables.load(tmp_path).judgements.weight
+        assert (weight.tolist(), weight.dtype) == ([3.0], np.float64)
+    for weights in ([True], [None], [math.nan], [math.inf]):
+        pq.write_table(pa.table(table | {"weight": weights}), path)
+        refused(tmp_path, "judgements.parquet", "'weight'", "number")
+
+
+@pytest.mark.parametrize("weight", ["", "0", "-1", "nan", "inf", "1,5", "many", "1_0"])
+def test_bad_weights_are_named(tmp_path, weight):
+    judgements = f'query,product_id,label,weight\nsofa,1,E,1\nsofa,1,E,"{weight}"\n'
+    write_small(tmp_path, "product_id,title\n1,Sofa\n", judgements=judgements)
+    shown = repr(weight) if weight else "empty"
+    wanted = f"{shown}; expected a number above 0; correct it or drop the row"
+    refused(tmp_path, "judgements.csv, data row 2", "'weight'", wanted)
+
+
 @pytest.fixture
 def collection():
     return Collection(
@@ -605,7 +642,12 @@ def assert_same(got, expected):
     assert got._replace(judgements=None) == expected._replace(judgements=None)
     assert list(got.products) == list(expected.products)
     assert list(got.split) == list(expected.split)
-    for one, other in zip(got.judgements, expected.judgements, strict=True):
+    for one, other in zip(got.judgements[:3], expected.judgements[:3], strict=True):
+        np.testing.assert_array_equal(one, other)
+    one, other = got.judgements.weight, expected.judgements.weight
+    assert (one is None) == (other is None)
+    if other is not None:
+        assert one.dtype == other.dtype == np.float64
         np.testing.assert_array_equal(one, other)
 
 
@@ -621,8 +663,10 @@ def read_trusting(folder):
 
 
 @pytest.mark.parametrize("fully_judged", [None, frozenset(), frozenset({"a"})])
-def test_round_trip(tmp_path, collection, fully_judged):
-    collection = collection._replace(fully_judged=fully_judged)
+@pytest.mark.parametrize("weight", [None, np.array([0.1, 12.0])])
+def test_round_trip(tmp_path, collection, fully_judged, weight):
+    judgements = collection.judgements._replace(weight=weight)
+    collection = collection._replace(fully_judged=fully_judged, judgements=judgements)
     tables.save(tmp_path / "new", collection)
     with pytest.raises(ValueError, match=r"data row 2.*'gone'"):
         tables.load(tmp_path / "new")
@@ -631,6 +675,8 @@ def test_round_trip(tmp_path, collection, fully_judged):
     trusted = read_trusting(tmp_path / "new")
     assert_same(trusted, collection)
     assert trusted.judgements.label.dtype == loaded.judgements.label.dtype
+    written = pq.read_schema(tmp_path / "new" / "judgements.parquet").names
+    assert ("weight" in written) == (weight is not None)
 
 
 def test_round_trip_of_nothing(tmp_path):

@@ -89,42 +89,31 @@ def test_a_tenth_each_is_held_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "message"),
+    ("name", "row", "message"),
     [
-        ({"label": None}, r"label\.csv does not exist; expected the folder of the W"),
-        (
-            {"label": LABELS + "5\t33\t9\tExact\n"},
-            r"label\.csv, data row 6.*column 'query_id'.*'33' is no query of query",
-        ),
-        (
-            {"label": LABELS + "5\t0\t9\texact\n"},
-            r"label\.csv, data row 6.*'exact' is not a label; expected one of Exact",
-        ),
-        (
-            {"label": LABELS + "5\t0\t9\tPartial\n"},
-            r"label\.csv, data row 6.*'Partial' for query 'salon chair'.*row 1 labels",
-        ),
-        (
-            {"query": QUERIES + "1\tbed\tBeds\n"},
-            r"query\.csv, data row 4.*column 'query_id'.*'1' occurs a second time",
-        ),
-        (
-            {"query": QUERIES + "3\t \tBeds\n"},
-            r"query\.csv, data row 4.*column 'query'.*it is empty",
-        ),
-        (
-            {"product": PRODUCTS + "0\tbed\t\t\t\t\t\t\t\n"},
-            r"product\.csv, data row 4.*column 'product_id'.*'0' occurs a second time",
-        ),
-        (
-            {"product": PRODUCTS.replace("product_name", "name")},
-            r"product\.csv.*product_name",
-        ),
+        ("label", "5\t33\t9\tExact", "'query_id'.*'33' is no query of query"),
+        ("label", "5\t0\t9\texact", "'label'.*'exact' is not a label.* one of Exact"),
+        ("label", "5\t0\t9\tPartial", "'Partial' for query 'salon chair'.*row 1 la"),
+        ("query", "1\tbed\tBeds", "'query_id'.*'1' occurs a second time"),
+        ("query", "3\t \tBeds", "'query'.*it is empty"),
+        ("product", "0\tbed" + "\t" * 7, "'product_id'.*'0' occurs a second time"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_row(files, message, tmp_path):
-    write(tmp_path, **files)
-    with pytest.raises((ValueError, FileNotFoundError), match=f"(?s){message}"):
+def test_a_bad_row_is_named(tmp_path, name, row, message):
+    text = {"query": QUERIES, "product": PRODUCTS, "label": LABELS}[name]
+    number = {"query": 4, "product": 4, "label": 6}[name]
+    write(tmp_path, **{name: f"{text}{row}\n"})
+    message = rf"{name}\.csv, data row {number} .*{message}"
+    with pytest.raises(ValueError, match=message):
+        wands.load(tmp_path)
+
+
+def test_missing_files_and_columns(tmp_path):
+    message = r"label\.csv does not exist; expected the folder of the WANDS"
+    with pytest.raises(FileNotFoundError, match=message):
+        wands.load(write(tmp_path, label=None))
+    write(tmp_path, product=PRODUCTS.replace("product_name", "name"))
+    with pytest.raises(ValueError, match=r"product\.csv lacks.*product_name"):
         wands.load(tmp_path)
 
 

@@ -17,10 +17,12 @@ import pyarrow as pa
 
 from jaxqr.data import tables
 from jaxqr.data.split import random_split
-from jaxqr.records import Collection, Judgements, Labels, Product
-
-LABELS = Labels(("Exact", "Partial", "Irrelevant"), (1.0, 0.5, 0.0), ("Exact",))
-"""The labels that the raters' mean is cut into."""
+from jaxqr.records import (
+    EXACT_PARTIAL_IRRELEVANT,
+    Collection,
+    Judgements,
+    Product,
+)
 
 PERCENTILES = (33.0, 66.0)
 ENCODING = "iso-8859-1"
@@ -62,8 +64,7 @@ def load(folder: str | os.PathLike[str], *, seed: int = 0) -> Collection:
     The queries are split at random first (`random_split`), and relevance is cut at the
     percentiles of the training part alone (`cuts` says where). Of a query and product
     that were rated twice, the mean counts; of a product with two titles, the first. Of
-    the attributes, the brand, a color and
-    the bullets are kept.
+    the attributes, the brand, a color and the bullets are kept.
 
     Args:
       folder: holds the files.
@@ -81,7 +82,8 @@ def load(folder: str | os.PathLike[str], *, seed: int = 0) -> Collection:
     rows = [(*pair, found.label(mean)) for pair, mean in ratings.items()]
     judgements = Judgements(*(np.array(c, object) for c in zip(*rows, strict=True)))
     judgements = judgements._replace(label=judgements.label.astype(str))
-    return Collection(_products(folder, titles), split, judgements, LABELS)
+    products = _products(folder, titles)
+    return Collection(products, split, judgements, EXACT_PARTIAL_IRRELEVANT)
 
 
 def cuts(folder: str | os.PathLike[str], *, seed: int = 0) -> Cuts:

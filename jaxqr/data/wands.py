@@ -12,10 +12,7 @@ import pyarrow as pa
 
 from jaxqr.data import tables
 from jaxqr.data.split import random_split
-from jaxqr.records import Collection, Labels
-
-LABELS = Labels(("Exact", "Partial", "Irrelevant"), (1.0, 0.5, 0.0), ("Exact",))
-"""The labels, with the weights 2, 1 and 0 of judged-only nDCG scaled to [0, 1]."""
+from jaxqr.records import EXACT_PARTIAL_IRRELEVANT, Collection
 
 _COLUMNS = {
     "id": "product_id",
@@ -88,8 +85,9 @@ def load(folder: str | os.PathLike[str], *, seed: int = 0) -> Collection:
             )
     query = np.array([texts[id] for id in ids], object)[code]
     judged = judged.append_column("query", pa.array(query, pa.string()))
-    judgements = tables.to_judgements(path, judged, rows, LABELS)
-    return Collection(products, random_split(texts.values(), seed), judgements, LABELS)
+    labels = EXACT_PARTIAL_IRRELEVANT
+    judgements = tables.to_judgements(path, judged, rows, labels)
+    return Collection(products, random_split(texts.values(), seed), judgements, labels)
 
 
 def _find(folder: Path, name: str) -> Path:

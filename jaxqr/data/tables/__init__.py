@@ -6,7 +6,8 @@
                 products was judged (empty: no; without the column: every query's was)
 `products`      `product_id`, `title`; optional `description`, `bullets`, `brand`,
                 `color`, `category`, `price`
-`judgements`    `query`, `product_id`, `label`
+`judgements`    `query`, `product_id`, `label`; optional `weight`, a number above 0: how
+                much the row counts (without the column: all count the same)
 `labels`        may be missing: then the labels are E, S, C and I of ESCI. `label`, the
                 best first; `gain` in [0, 1]; optional `relevant`, by default whether
                 the gain is at least 0.1
@@ -28,7 +29,13 @@ one (the first record after the header is 1), the column, and what to do.
 import os
 from pathlib import Path
 
-from jaxqr.data.tables.columns import factorize, fault, to_bools, to_numbers
+from jaxqr.data.tables.columns import (
+    factorize,
+    fault,
+    to_amounts,
+    to_bools,
+    to_numbers,
+)
 from jaxqr.data.tables.files import data_rows, find, read
 from jaxqr.data.tables.rows import (
     COLUMNS,
@@ -61,6 +68,7 @@ __all__ = [
     "read_products",
     "read_queries",
     "save",
+    "to_amounts",
     "to_bools",
     "to_judgements",
     "to_labels",
@@ -75,7 +83,8 @@ def load(
 ) -> Collection:
     """Reads a folder of three or four tables (columns: see the module).
 
-    A judgement that is repeated with the same label counts once.
+    A judgement that is repeated with the same label counts once; its weights are
+    added.
 
     Args:
       folder: holds `queries`, `products`, `judgements` and optionally `labels`, each
@@ -127,7 +136,12 @@ def load(
     products = to_products(path, table, COLUMNS, data_rows(table))
 
     path = find(folder, "judgements")
-    table = read(path, required=["query", "product_id", "label"])
+    table = read(
+        path,
+        required=["query", "product_id", "label"],
+        optional=["weight"],
+        typed=["weight"],
+    )
     judgements = to_judgements(path, table, data_rows(table), labels)
     require_known(path, table, "query", split, "add it to the queries table")
     if not allow_missing_products:

@@ -4,11 +4,12 @@ import math
 import re
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int
+from jaxtyping import Float64, Int
 
 _BOOLS = {"": None, "nan": None}
 _BOOLS |= dict.fromkeys(("true", "1", "1.0"), True)
@@ -87,21 +88,42 @@ def to_numbers(
     Raises:
       ValueError: the column has another type, or a value is not such a number.
     """
-    kind = table[column].type
-    if not (is_text(kind) or _is_number(kind) or pa.types.is_null(kind)):
-        raise ValueError(
-            f"{path}, column {column!r}: {kind} values; expected numbers. Make numbers "
-            "of them when the table is written."
-        )
-    numbers = []
-    for row, value in zip(rows.tolist(), table[column].to_pylist(), strict=True):
-        number = _number(value)
+    values = _numeric(path, table, column)
+    numbers = [_number(value) for value in values]
+    for row, value, number in zip(rows.tolist(), values, numbers, strict=True):
         if number is not None and not (
             math.isfinite(number) and 0 <= number <= highest
         ):
             raise fault(path, row, column, _number_wanted(value, highest))
-        numbers.append(number)
     return numbers
+
+
+def to_amounts(
+    path: Path,
+    table: pa.Table,
+    column: str,
+    rows: Int[np.ndarray, " R"],
+    *,
+    whole: bool = False,
+) -> Float64[np.ndarray, " R"]:
+    """Numbers above 0, one in every row: weights, or with `whole` counts.
+
+    Raises:
+      ValueError: the column has another type, or a value is not such a number.
+    """
+    values = _numeric(path, table, column)
+    numbers = [_number(value) for value in values]
+    wanted = "a whole number above 0, such as 12" if whole else "a number above 0"
+    for row, value, number in zip(rows.tolist(), values, numbers, strict=True):
+        if (
+            number is None
+            or not (math.isfinite(number) and number > 0)
+            or (whole and number != math.floor(number))
+        ):
+            shown = "empty" if number is None else repr(value)
+            problem = f"{shown}; expected {wanted}; correct it or drop the row"
+            raise fault(path, row, column, problem)
+    return np.array(numbers, np.float64)
 
 
 def to_bools(
@@ -176,6 +198,17 @@ def _digits(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
             )
             raise fault(path, row, name, problem)
     return pa.chunked_array([pa.array(texts, pa.string()).take(encoded.indices)])
+
+
+def _numeric(path: Path, table: pa.Table, column: str) -> list[Any]:
+    """The values of a column of numbers, or of texts that may be numbers."""
+    kind = table[column].type
+    if not (is_text(kind) or _is_number(kind) or pa.types.is_null(kind)):
+        raise ValueError(
+            f"{path}, column {column!r}: {kind} values; expected numbers. Make numbers "
+            "of them when the table is written."
+        )
+    return table[column].to_pylist()
 
 
 def _number_wanted(value: str | int | float | Decimal, highest: float) -> str:

@@ -93,8 +93,8 @@ def read(
       optional: columns that may be.
       typed: those of them that hold numbers or bools; a parquet file's stay as they
         are, for `to_numbers` and `to_bools`.
-      encoding: of a .csv file whose bytes say nothing of it, such as ISO-8859-1; the
-        names of its columns are ASCII.
+      encoding: of a .csv file that is not UTF-8, such as ISO-8859-1; column names are
+        ASCII.
 
     Raises:
       PermissionError: the file may not be read.

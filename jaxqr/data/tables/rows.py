@@ -9,7 +9,13 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
-from jaxqr.data.tables.columns import factorize, fault, to_bools, to_numbers
+from jaxqr.data.tables.columns import (
+    factorize,
+    fault,
+    to_amounts,
+    to_bools,
+    to_numbers,
+)
 from jaxqr.data.tables.files import data_rows
 from jaxqr.records import Judgements, Labels, Product
 
@@ -70,8 +76,9 @@ def to_judgements(
 ) -> Judgements:
     """Checks the columns `query`, `product_id` and a label, and drops repetitions.
 
-    Works on whole columns; equal texts share one string object, so that millions of
-    rows stay small.
+    A repeated row counts once; where the table has the column `weight`, its weights
+    are added. Works on whole columns; equal texts share one string object, so that
+    millions of rows stay small.
 
     Args:
       path: named in errors.
@@ -81,8 +88,8 @@ def to_judgements(
       label_column: which column has them.
 
     Raises:
-      ValueError: an empty query or id, an unknown label, or two labels for one
-        (query, product).
+      ValueError: an empty query or id, an unknown label, two labels for one
+        (query, product), or a weight that is no number above 0.
     """
     query, queries = factorize(table["query"])
     product, ids = factorize(table["product_id"])
@@ -111,9 +118,17 @@ def to_judgements(
             f"{names[label[before]]!r}; keep one of the two"
         )
         raise fault(path, rows[at], label_column, problem)
-    first.sort()
+    order = np.argsort(first)  # as in the file
+    first = first[order]
+    weight = None
+    if "weight" in table.column_names:
+        amounts = to_amounts(path, table, "weight", rows)
+        weight = np.bincount(inverse, amounts)[order]
     return Judgements(
-        queries[query[first]], ids[product[first]], names.astype(str)[label[first]]
+        queries[query[first]],
+        ids[product[first]],
+        names.astype(str)[label[first]],
+        weight,
     )
 
 

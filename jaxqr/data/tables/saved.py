@@ -72,7 +72,10 @@ def read_judgements(folder: str | os.PathLike[str]) -> Judgements:
     query, queries = factorize(table["query"])
     product, ids = factorize(table["product_id"])
     label, names = factorize(table["label"])
-    return Judgements(queries[query], ids[product], names.astype(str)[label])
+    weight = None
+    if "weight" in table.column_names:
+        weight = table["weight"].to_numpy()
+    return Judgements(queries[query], ids[product], names.astype(str)[label], weight)
 
 
 def read_labels(folder: str | os.PathLike[str]) -> Labels:
@@ -127,6 +130,7 @@ def _table(name: str, columns: Mapping[str, Any]) -> pa.Table:
     types = {
         "price": pa.float64(),
         "gain": pa.float64(),
+        "weight": pa.float64(),
         "relevant": pa.bool_(),
         "fully_judged": pa.bool_(),
     }
