@@ -108,7 +108,8 @@ class _Columns(NamedTuple):
         ndcg = np.stack([_ndcg(p, rows, labels) for p in found])  # [S, Q]
         known = ~np.isnan(ndcg[0])
         of_query = of_query[:, known]
-        ranked = of_query @ ndcg[:, known].T / of_query.sum(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):  # only queries of one gain were drawn
+            ranked = of_query @ ndcg[:, known].T / of_query.sum(axis=1, keepdims=True)
         return cls(
             {
                 "pr_auc": float(
@@ -119,7 +120,7 @@ class _Columns(NamedTuple):
                         ]
                     )
                 ),
-                "ndcg": float(np.mean(ndcg[:, known])),
+                "ndcg": known_mean(ndcg.ravel()),
             },
             {
                 "pr_auc": np.sum(share * np.stack(auc, axis=1), axis=1),
@@ -129,8 +130,11 @@ class _Columns(NamedTuple):
 
 
 def _bounds(drawn: Float[np.ndarray, " B"]) -> list[float]:
-    """Of the middle 95 %."""
-    return [float(x) for x in np.quantile(drawn, (0.025, 0.975))]
+    """Of the middle 95 % of what is defined; NaN where nothing is."""
+    known = drawn[~np.isnan(drawn)]
+    if not len(known):
+        return [float("nan")] * 2
+    return [float(x) for x in np.quantile(known, (0.025, 0.975))]
 
 
 def _difference(before: _Columns, after: _Columns, metric: str) -> dict[str, float]:
