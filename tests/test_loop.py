@@ -406,3 +406,35 @@ def test_other_frozen_parameters_are_refused(tmp_path, which):
     with pytest.raises(ValueError, match="made with another frozen model"):
         toy_run(tmp_path, frozen=(frozen[0],))
     tiny.assert_same_bits(toy_run(tmp_path, frozen=tuple(frozen)), toy_run(None))
+
+
+SCORES = {0: 0.1, 2: 0.5, 4: 0.4, 6: 0.6, 8: 0.6, 10: 0.2, 12: 0.9}
+"""By step: the second evaluation in a row without a better one comes at 10."""
+
+
+def patient_run(folder, batches=None, kept=None, patience=2):
+    kept = [] if kept is None else kept
+    options = {"evaluate": lambda state: {"score": SCORES[int(state.step)]}}
+    options |= {"evaluate_every": 2, "score": "score", "patience": patience}
+    options |= {"keep": lambda params: kept.append(float(params["w"]))}
+    return toy_run(folder, batches, num_steps=12, **options)
+
+
+def test_patience_ends_a_run(tmp_path):
+    kept = []
+    state = patient_run(tmp_path, kept=kept)
+    assert int(state.step) == 10
+    assert len(kept) == 3  # at 0, 2 and 6
+    assert int(patient_run(tmp_path).step) == 10  # and it stays ended
+    assert int(patient_run(None, patience=None).step) == 12
+
+
+@pytest.mark.parametrize("before", [3, 7, 8])
+def test_patience_outlasts_an_interruption(tmp_path, before):
+    whole = patient_run(tmp_path / "whole")
+    with pytest.raises(loop.Interrupted):
+        patient_run(tmp_path / "cut", Interrupts(toy_batches(), {before}))
+    resumed = patient_run(tmp_path / "cut")
+    assert int(resumed.step) == int(whole.step) == 10
+    assert resumed.params["w"] == whole.params["w"]
+    assert lines(tmp_path / "cut")[-1] == lines(tmp_path / "whole")[-1]
