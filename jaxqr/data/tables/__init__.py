@@ -34,6 +34,7 @@ from jaxqr.data.tables.columns import (
     fault,
     to_amounts,
     to_bools,
+    to_dates,
     to_numbers,
 )
 from jaxqr.data.tables.files import data_rows, find, read
@@ -42,6 +43,7 @@ from jaxqr.data.tables.rows import (
     SPLITS,
     require_known,
     to_judgements,
+    to_keys,
     to_labels,
     to_products,
     to_split,
@@ -70,7 +72,9 @@ __all__ = [
     "save",
     "to_amounts",
     "to_bools",
+    "to_dates",
     "to_judgements",
+    "to_keys",
     "to_labels",
     "to_numbers",
     "to_products",

@@ -2,6 +2,7 @@
 
 import math
 import re
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -145,10 +146,37 @@ def to_bools(
     codes, texts = factorize(table[column].cast(pa.string()))
     for code, text in enumerate(texts):
         if text.strip().lower() not in _BOOLS:
-            problem = f"{text!r}; expected true or false, or an empty field"
+            problem = f"{text!r}; expected true or false"
             raise fault(path, rows[np.argmax(codes == code)], column, problem)
     values = [_BOOLS[text.strip().lower()] for text in texts]
     return [values[code] for code in codes]
+
+
+def to_dates(
+    path: Path, table: pa.Table, column: str, rows: Int[np.ndarray, " R"]
+) -> np.ndarray:
+    """Days as datetime64[D] [R]: dates, or texts such as 2024-01-31, in every row.
+
+    Raises:
+      ValueError: the column has another type, or a value is no such date.
+    """
+    kind = table[column].type
+    if not (is_text(kind) or pa.types.is_date(kind) or pa.types.is_null(kind)):
+        raise ValueError(
+            f"{path}, column {column!r}: {kind} values; expected dates. Make dates of "
+            "them when the table is written."
+        )
+    codes, texts = factorize(table[column].cast(pa.string()))
+    for code, text in enumerate(texts):
+        try:
+            # `fromisoformat` would also take 20240131 and weeks.
+            known = re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text.strip())
+            date.fromisoformat(text.strip() if known else "")
+        except ValueError:
+            shown = repr(text) if text.strip() else "empty"
+            problem = f"{shown}; expected a date such as 2024-01-31"
+            raise fault(path, rows[np.argmax(codes == code)], column, problem) from None
+    return np.array([text.strip() for text in texts], "datetime64[D]")[codes]
 
 
 def factorize(

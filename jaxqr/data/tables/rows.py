@@ -67,6 +67,20 @@ def to_products(
     return products
 
 
+def to_keys(
+    path: Path, table: pa.Table, column: str, rows: Int[np.ndarray, " R"]
+) -> tuple[Int[np.ndarray, " R"], np.ndarray]:
+    """Codes [R] and distinct texts (see `factorize`) of a column of queries or ids.
+
+    Raises:
+      ValueError: a text is empty or has a NUL byte.
+    """
+    codes, texts = factorize(table[column])
+    if wrong := _first_unusable(texts):
+        raise fault(path, rows[np.argmax(codes == wrong[0])], column, wrong[1])
+    return codes, texts
+
+
 def to_judgements(
     path: Path,
     table: pa.Table,
@@ -91,15 +105,9 @@ def to_judgements(
       ValueError: an empty query or id, an unknown label, two labels for one
         (query, product), or a weight that is no number above 0.
     """
-    query, queries = factorize(table["query"])
-    product, ids = factorize(table["product_id"])
+    query, queries = to_keys(path, table, "query", rows)
+    product, ids = to_keys(path, table, "product_id", rows)
     label, names = factorize(table[label_column])
-    for column, codes, texts in (
-        ("query", query, queries),
-        ("product_id", product, ids),
-    ):
-        if wrong := _first_unusable(texts):
-            raise fault(path, rows[np.argmax(codes == wrong[0])], column, wrong[1])
     for code, text in enumerate(names):
         if text not in labels.names:
             problem = (
