@@ -119,9 +119,11 @@ class SystemConfig:
 class SourceConfig:
     """Where a run's data comes from, and how its texts become tokens."""
 
-    source: Literal["shop", "esci", "wands", "home-depot", "tables"] = "shop"
-    """The synthetic shop, a release (of ESCI, an extract will do), or your own
-    tables."""
+    source: Literal["shop", "esci", "wands", "home-depot", "category", "tables"] = (
+        "shop"
+    )
+    """The synthetic shop, a release (of ESCI, an extract will do), clicks in and out
+    of a category, or your own tables."""
     folder: Path | None = None
     """Folder of the release's files, or of your tables."""
     products: int = 6000

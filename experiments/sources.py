@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from experiments import runs
 from experiments.config import SourceConfig
-from jaxqr.data import esci, home_depot, shop, tables, wands
+from jaxqr.data import categories, esci, home_depot, shop, tables, wands
 from jaxqr.records import Collection
 
 C = TypeVar("C", bound=SourceConfig)
@@ -25,6 +25,7 @@ READERS: dict[str, Callable[[Path], Collection]] = {
     "tables": tables.load,
     "wands": wands.load,
     "home-depot": home_depot.load,
+    "category": categories.load,
 }
 """Sources that are read from a folder."""
 

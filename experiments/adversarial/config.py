@@ -51,6 +51,8 @@ class Generator:
 class QueryClassifier:
     """The classifier that synthetic queries are for; it reads query and product."""
 
+    rows: int | None = None
+    """Most real rows to train on; None: all."""
     epochs: int = 5
     batch_size: int = 64
     learning_rate: float = 1e-3

@@ -19,6 +19,8 @@ from experiments.adversarial.synthesis import Judges
 from experiments.adversarial.world import World
 from jaxqr.evaluation.classifier import Judged
 
+CHECKER_ROWS = 20_000
+"""Most rows that the checker learns from."""
 CHECKER = 1000
 """What the checker's seed is more than the others'."""
 STRIDE = 100
@@ -29,11 +31,11 @@ def main(run: Path, seed: int, world: World, config: Adversarial) -> None:
     """Runs every stage of a seed, or what is left of them."""
     folder, pretrained = run / f"seed-{seed}", run / "pretrain" / "model"
     reads = replace(config.classifier, seed=seed)
-    real = world.rows("train")
+    real = world.rows("train").shuffled(seed, reads.rows)
     first, checker, none = (folder / n for n in ("generator", "checker", "none"))
     fine_tuning = replace(config.generator, seed=seed)
     generator.main(first, fine_tuning.init or pretrained, world, fine_tuning)
-    independent = world.rows("independent")
+    independent = world.rows("independent").shuffled(seed, CHECKER_ROWS)
     # Another seed, so that it does not err where the others do.
     checks = replace(reads, seed=seed + CHECKER)
     classifier.main(checker, pretrained, world, checks, independent)

@@ -20,7 +20,8 @@ SOURCES = {
     "shop": "The synthetic shop",
     "esci": "Shopping Queries (ESCI)",
     "wands": "Wayfair (WANDS)",
-    "home_depot": "Home Depot",
+    "home-depot": "Home Depot",
+    "category": "Clicks in and out of a category",
     "tables": "Your own tables",
 }
 """What the data of a run is called; another source keeps its own name."""
