@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxqr import report
-from jaxqr.report import figures, page, schema, tables
+from jaxqr.report import drawing, figures, page, schema, tables
 from jaxqr.report.verdict import verdict
 
 COPY, BEFORE, AFTER = "copy the query", "before (distill)", "after online DPO"
@@ -401,7 +401,7 @@ def test_moving_average_is_the_mean_of_what_is_known():
     for end in range(1, 41):
         known = [x for x in values[max(end - 5, 0) : end] if not math.isnan(x)]
         expected.append(sum(known) / len(known) if known else math.nan)
-    np.testing.assert_allclose(figures.moving_average(values, 5), expected)
+    np.testing.assert_allclose(drawing.moving_average(values, 5), expected)
     assert math.isnan(expected[14])
 
 

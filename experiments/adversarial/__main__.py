@@ -8,6 +8,7 @@ from experiments.adversarial.config import Adversarial
 from experiments.adversarial.presets import PRESETS
 from experiments.adversarial.world import World
 from experiments.cli import launch
+from jaxqr import report
 
 
 def main(run: Path, config: Adversarial) -> None:
@@ -19,6 +20,7 @@ def main(run: Path, config: Adversarial) -> None:
     for seed in config.seeds:
         cycles.main(run, seed, data, config)
     evaluate.main(run, config)
+    print(f"wrote {report.write(run)}")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def render(summary: Mapping[str, Any], images: Mapping[str, Image]) -> str:
     """The whole page as HTML."""
     about = summary["about"]
     gains = ", ".join(f"{x['name']} {x['gain']:g}" for x in about["labels"])
-    return _templates().render(
+    return template("page.html.j2").render(
         {section.key: None for section in SECTIONS}
         | dict(summary)
         | {
@@ -81,7 +81,8 @@ def render(summary: Mapping[str, Any], images: Mapping[str, Image]) -> str:
 
 
 @cache
-def _templates() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """One of the templates, with the filters that they use."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxqr.report"),
         autoescape=True,
@@ -96,4 +97,4 @@ def _templates() -> jinja2.Template:
         "clear": clear,
         "base64": lambda data: base64.b64encode(data).decode(),
     }
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)

@@ -145,16 +145,16 @@ def problems(summary: Any) -> list[str]:
     """
     there = summary if isinstance(summary, dict) else {}
     kind = {k: v for k, v in SUMMARY.items() if k in there or k not in _SECTIONS}
-    found = list(_mismatches(summary, kind, "summary"))
+    found = list(mismatches(summary, kind, "summary"))
     return found or list(_disagreements(summary))
 
 
-def _mismatches(given: Any, kind: Any, place: str) -> Iterator[str]:
+def mismatches(given: Any, kind: Any, place: str) -> Iterator[str]:
     """Where a JSON value differs from what is declared."""
     json_type = kind if isinstance(kind, type) else type(kind)
     if isinstance(kind, UnionType):
         if given is not None:
-            yield from _mismatches(given, float, place)
+            yield from mismatches(given, float, place)
     elif isinstance(kind, tuple):
         if given not in kind:
             yield f"{place} is {_shown(given)}, expected {' or '.join(kind)}"
@@ -162,19 +162,19 @@ def _mismatches(given: Any, kind: Any, place: str) -> Iterator[str]:
         yield f"{place} is {_shown(given)}, expected {_JSON[json_type]}"
     elif isinstance(kind, list):
         wrong = (
-            list(_mismatches(x, kind[0], f"{place}[{i}]")) for i, x in enumerate(given)
+            list(mismatches(x, kind[0], f"{place}[{i}]")) for i, x in enumerate(given)
         )
         yield from next(filter(None, wrong), [])
     elif isinstance(kind, dict) and all(isinstance(name, str) for name in kind):
         yield from _lacking(place, given, kind)
         for name in kind:
             if name in given:
-                yield from _mismatches(given[name], kind[name], f"{place}.{name}")
+                yield from mismatches(given[name], kind[name], f"{place}.{name}")
     elif isinstance(kind, dict):  # {kind of the keys: kind of the values}
         ((key, item),) = kind.items()
         for name in given:
-            yield from _mismatches(name, key, f"a key of {place}")
-            yield from _mismatches(given[name], item, f"{place}.{name}")
+            yield from mismatches(name, key, f"a key of {place}")
+            yield from mismatches(given[name], item, f"{place}.{name}")
 
 
 def _disagreements(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -207,7 +207,7 @@ def _online(online: Mapping[str, Any]) -> Iterator[str]:
         return
     yield from _lacking(f"{place}.failed", online["failed"], names)
     numbers = dict.fromkeys(metrics, NUMBER)
-    yield from _mismatches(online["rows"], [numbers], f"{place}.rows")
+    yield from mismatches(online["rows"], [numbers], f"{place}.rows")
     for than in names[:2]:
         named = {
             item["metric"]
