@@ -187,6 +187,8 @@ class Pretrain:
     optimizer: OptimizerConfig
     denoise: int = 4
     """Corrupted spans to restore per plain text."""
+    select: int = 0
+    """Times that some words of each plain text are to be chosen."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     seed: int = 0
 

@@ -21,10 +21,10 @@ from experiments.config import Pretrain
 from experiments.prepare import Prepared
 from experiments.presets import PRESETS
 from jaxqr import models, sharding
-from jaxqr.data.noise import denoising_pairs
+from jaxqr.data.noise import denoising_pairs, selection_pairs
 from jaxqr.data.pipeline import pair_batches
 from jaxqr.data.tokenize import Tokenizer
-from jaxqr.evaluation import pairs
+from jaxqr.evaluation.pairs import validation
 from jaxqr.lm import LM, fresh_model
 from jaxqr.train import steps
 
@@ -34,15 +34,15 @@ VALIDATION_PAIRS = 128
 def main(run: Path, config: Pretrain) -> None:
     """Trains one language model from scratch."""
     data = Prepared(run)
-    validation = training.sample_pairs(data.pairs["validation"], VALIDATION_PAIRS)
+    held_out = training.sample_pairs(data.pairs["validation"], VALIDATION_PAIRS)
     pretrain(
         run / f"pretrain-{config.role}",
         config,
         data.tokenizer,
         data.corpus,
         data.lengths.corpus,
-        evaluate=pairs.validation(
-            validation,
+        evaluate=validation(
+            held_out,
             max_source=data.lengths.source,
             max_target=data.lengths.target,
         ),
@@ -80,10 +80,10 @@ def pretrain(
         params = models.init(model, jax.random.key(config.seed))
         params = sharding.shard_params(params, sharding.make_mesh(compute.fsdp))
         rng = np.random.default_rng(config.seed)
+        pairs = denoising_pairs(corpus, config.denoise, rng)
+        pairs += selection_pairs(corpus, config.select, rng)
         rows = tokenizer.plain(corpus, max_target=width) + tokenizer.pairs(
-            denoising_pairs(corpus, config.denoise, rng),
-            max_source=width,
-            max_target=width,
+            pairs, max_source=width, max_target=width
         )
         training.train(
             folder,

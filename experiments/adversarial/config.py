@@ -41,6 +41,9 @@ class Generator:
     """A Hugging Face folder to start from instead of the run's pretrained model."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     """Its instruction has the slots {label} and {product}; None: a default one."""
+    rows_per_query: int | None = None
+    """Most rows of each query to train on, drawn at random; with many of them a small
+    model learns queries by heart and reads no product. None: all."""
     validation_rows: int = 256
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -123,6 +126,7 @@ class Synthesis:
     """What queries are written for."""
     confirmed: bool = False
     """Keep only queries whose label the checker confirms."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     seed: int = 0
 
 

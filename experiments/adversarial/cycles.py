@@ -44,7 +44,7 @@ def main(run: Path, seed: int, world: World, config: Adversarial) -> None:
         here = folder / "prompted"
         written = here / "synthetic"
         synthesis.main(
-            *(written, config.prompted, first / "model", world),
+            *(written, config.prompted, None, world),
             *(replace(config.synthesis, seed=seed), Judges.load(none, checker, reads)),
             cycle=0,
         )

@@ -3,6 +3,7 @@
 Rows count by their weight, where there is one: they are drawn in proportion to it.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,9 @@ import numpy as np
 from experiments import runs, training
 from experiments.adversarial.config import Generator
 from experiments.adversarial.world import World
-from experiments.config import Pretrain
+from experiments.config import Pretrain, PromptConfig
 from experiments.pretrain import pretrain
 from jaxqr.data.pipeline import pair_batches
-from jaxqr.data.tokenize import Tokenizer
 from jaxqr.evaluation.classifier import Judged
 from jaxqr.lm import LM
 from jaxqr.train import steps
@@ -69,11 +69,11 @@ def main(folder: Path, start: Path, world: World, config: Generator) -> None:
             return
         lm = prompted(
             training.load_model(start, config.compute, config.lora, seed=config.seed),
-            config,
+            config.prompt,
         )
         lengths = world.settings.lengths
         rows = lm.tokenizer.pairs(
-            pairs(world, drawn(world.rows("train"), config.seed)),
+            pairs(world, drawn(world.rows("train"), config)),
             max_source=lengths.source,
             max_target=lengths.target,
         )
@@ -94,13 +94,28 @@ def main(folder: Path, start: Path, world: World, config: Generator) -> None:
         )
 
 
-def prompted(lm: LM, config: Generator) -> LM:
+def prompted(lm: LM, prompt: PromptConfig) -> LM:
     """The model with the prompt that shows it label and product."""
     template = lm.tokenizer.prompt
-    kind = config.prompt.kind or (template.kind if template else "prefix")
-    instruction = config.prompt.instruction or INSTRUCTIONS[kind]
-    tokenizer: Tokenizer = lm.tokenizer.with_prompt(kind, instruction)
-    return lm._replace(tokenizer=tokenizer)
+    kind = prompt.kind or (template.kind if template else "prefix")
+    instruction = prompt.instruction or INSTRUCTIONS[kind]
+    return lm._replace(tokenizer=lm.tokenizer.with_prompt(kind, instruction))
+
+
+def instructed(lm: LM, folder: Path) -> LM:
+    """A model that was never fine-tuned here, asked in words.
+
+    Raises:
+        ValueError: it is no instruct model.
+    """
+    if not (lm.tokenizer.has_chat_template or lm.model.encoder_decoder):
+        raise ValueError(
+            f"prompted={folder}: its tokenizer has no chat template, so it is no "
+            "instruct model, and a model that was never asked for queries writes "
+            "none; give the folder of an instruct model, or leave the option out"
+        )
+    kind = "prefix" if lm.model.encoder_decoder else "chat"
+    return prompted(lm, PromptConfig(kind, INSTRUCTIONS["chat"]))
 
 
 def pairs(world: World, rows: Judged) -> list[tuple[dict[str, str], str]]:
@@ -109,11 +124,20 @@ def pairs(world: World, rows: Judged) -> list[tuple[dict[str, str], str]]:
     return list(zip(sources, rows.query.tolist(), strict=True))
 
 
-def drawn(rows: Judged, seed: int) -> Judged:
-    """The rows; with weights, as many drawn in proportion to them."""
+def drawn(rows: Judged, config: Generator) -> Judged:
+    """The rows to train on: some of each query, in proportion to their weight."""
+    rows = rows.shuffled(config.seed)
+    if config.rows_per_query:
+        seen: Counter[str] = Counter()
+        kept = []
+        for row, query in enumerate(rows.query):
+            seen[query] += 1
+            if seen[query] <= config.rows_per_query:
+                kept.append(row)
+        rows = Judged(*(column[kept] for column in rows))
     if np.all(rows.weight == rows.weight[0]):
         return rows
-    chosen = np.random.default_rng(seed).choice(
+    chosen = np.random.default_rng(config.seed).choice(
         len(rows.label), len(rows.label), p=rows.weight / rows.weight.sum()
     )
     return Judged(*(column[chosen] for column in rows))

@@ -12,10 +12,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int
 
 from experiments import runs, training
-from experiments.adversarial import classifier
+from experiments.adversarial import classifier, generator
 from experiments.adversarial.config import QueryClassifier, Synthesis
 from experiments.adversarial.world import World
-from experiments.config import ComputeConfig
 from jaxqr.decode import Sampling
 from jaxqr.evaluation.classifier import Judged
 from jaxqr.lm import LM
@@ -90,7 +89,7 @@ def sources(
 
 def draft(
     lm: LM,
-    reference: LM,
+    reference: LM | None,
     world: World,
     config: Synthesis,
     judges: Judges,
@@ -102,7 +101,7 @@ def draft(
 
     Args:
         lm: the generator.
-        reference: the fine-tuned one.
+        reference: the fine-tuned one; None: the KL to it is not known (NaN).
         world: the data.
         config: what queries are written for.
         judges: who reads them.
@@ -125,7 +124,7 @@ def draft(
         max_target=lengths.target,
     )
     products = [source["product"] for source in asked]
-    rows = np.arange(count)
+    rows, unknown = np.arange(count), np.full(count, np.nan)
     right = judges.classifier(queries, products)[rows, labels]
     checked = judges.checker(queries, products)
     return Drafts(
@@ -136,7 +135,7 @@ def draft(
         -np.log(np.maximum(right, 1e-12)).astype(np.float64),
         np.array([rewrite.logp for rewrite in written]),
         np.asarray(stats.tokens, np.int64),
-        np.asarray(stats.reverse_kl, np.float64),
+        np.asarray(stats.reverse_kl if reference else unknown, np.float64),
         checked.argmax(axis=1),
         checked[rows, labels].astype(np.float64),
     )
@@ -189,7 +188,7 @@ def kept(drafts: Drafts, world: World, *, confirmed: bool) -> dict[str, np.ndarr
 def main(
     folder: Path,
     writer: Path,
-    reference: Path,
+    reference: Path | None,
     world: World,
     config: Synthesis,
     judges: Judges,
@@ -201,7 +200,8 @@ def main(
     Args:
         folder: the stage's.
         writer: the folder of the generator.
-        reference: of the fine-tuned one.
+        reference: of the fine-tuned one; None: the writer was never fine-tuned and is
+            asked in words.
         world: the data.
         config: the settings.
         judges: who reads them.
@@ -213,9 +213,11 @@ def main(
     with runs.stage(folder, config) as work:
         if not work:
             return
-        lm, ref = (
-            training.load_frozen(f, ComputeConfig()) for f in (writer, reference)
-        )
+        lm = training.load_frozen(writer, config.compute)
+        if reference is None:
+            lm, ref = generator.instructed(lm, writer), None
+        else:
+            ref = training.load_frozen(reference, config.compute)
         drafts = draft(lm, ref, world, config, judges, config.rows, seed=config.seed)
         rows = kept(drafts, world, confirmed=config.confirmed)
         if not len(rows["kept"]):

@@ -37,6 +37,29 @@ def denoising_pairs(
     return pairs
 
 
+def selection_pairs(
+    texts: Sequence[str], copies: int, rng: np.random.Generator, *, max_words: int = 5
+) -> list[tuple[str, str]]:
+    """(text, some of its words) pairs, `copies` of every text.
+
+    1 to `max_words` of the words in their order, in lower case, as a shopper would name
+    a product: what a model has to learn first that writes queries for products.
+
+    >>> selection_pairs(["Red leather shoe"], 1, np.random.default_rng(1))
+    [('Red leather shoe', 'red leather shoe')]
+    """
+    pairs = []
+    for text in texts:
+        words = [w for w in map(_bare, text.lower().split()) if w]
+        if not words:
+            continue
+        for _ in range(copies):
+            count = min(len(words), int(rng.integers(1, max_words + 1)))
+            chosen = sorted(rng.choice(len(words), count, replace=False))
+            pairs.append((text, " ".join(words[i] for i in chosen)))
+    return pairs
+
+
 def corrupted(words: Sequence[str], rng: np.random.Generator) -> str:
     """The words with some of this done to them, each independently, or none of it.
 

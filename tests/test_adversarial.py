@@ -1,0 +1,337 @@
+"""An adversarial run on a small shop: every stage, its files, resumption, refusals."""
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny
+
+from experiments import runs
+from experiments.adversarial import __main__ as command
+from experiments.adversarial import (
+    classifier,
+    cycles,
+    evaluate,
+    generator,
+    ppo,
+    synthesis,
+    world,
+)
+from experiments.adversarial.config import Generator, QueryClassifier, Synthesis
+from experiments.adversarial.presets import PRESETS
+from experiments.adversarial.synthesis import Drafts
+from experiments.config import Lengths, OptimizerConfig
+from jaxqr import report
+from jaxqr.data.tokenize import Tokenizer
+from jaxqr.evaluation.classifier import Judged
+from jaxqr.lm import LM
+from jaxqr.train import loop
+from jaxqr.train.log import read_metrics
+
+SHOP = PRESETS["shop"]
+CONFIG = replace(
+    SHOP,
+    data=replace(
+        SHOP.data,
+        products=400,
+        types=6,
+        intents=24,
+        vocab_size=384,
+        lengths=Lengths(source=32, target=16, corpus=16),
+    ),
+    pretrain=replace(SHOP.pretrain, optimizer=OptimizerConfig(4, 16, 1e-3)),
+    generator=Generator(OptimizerConfig(4, 16, 1e-3), validation_rows=16),
+    classifier=QueryClassifier(rows=64, epochs=1, batch_size=32, max_tokens=32),
+    ppo=replace(
+        SHOP.ppo,
+        optimizer=OptimizerConfig(8, 8, 1e-4, "constant", checkpoint_every=2),
+        rollouts=16,
+    ),
+    synthesis=Synthesis(rows=64),
+    cycles=1,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Numbers that a run has no settings for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cycles, "CHECKER_ROWS", 64)
+        patch.setattr(ppo, "CURVE_QUERIES", 16)
+        patch.setattr(ppo, "SOURCES", 64)
+        patch.setattr(generator, "VALIDATION_TEXTS", 16)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "adversarial-shop"
+    command.main(folder, CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(run):
+    return world.World(run)
+
+
+def test_a_run_ends_with_its_tables(run):
+    summary = report.read(run)  # checked against its schema
+    for part in ("cold", "test"):
+        table = summary["strategies"][part]
+        names = [row["strategy"] for row in table["rows"]]
+        assert names == ["None", "Fine-tuned", "Adversarial RL"]
+        assert [row["strategy"] for row in summary["cycles"][part]["rows"]] == [
+            "cycle 0",
+            "cycle 1",
+        ]
+        tuned, trained = table["rows"][1:]
+        first, last = summary["cycles"][part]["rows"]
+        assert tuned["pr_auc"] == first["pr_auc"]
+        assert trained["pr_auc"] == last["pr_auc"]
+    assert [row["set"] for row in summary["synthetic"]] == ["cycle 0", "cycle 1"]
+    assert [line["step"] for line in summary["training"]] == list(range(1, 9))
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "do adversarial queries help?" in page
+    for name in ("strategies", "cycles", "ppo"):
+        assert (run / "figures" / f"{name}.png").stat().st_size > 10_000
+
+
+def test_predictions_are_of_the_rows_that_the_table_has(run, data):
+    """In their order: probabilities of a saved classifier, read again."""
+    loaded = classifier.load(run / "seed-0/none", CONFIG.classifier)
+    rows = data.rows("cold")
+    again = classifier.read(loaded, data, CONFIG.classifier, rows)
+    kept = classifier.predictions(run / "seed-0/none")["cold"]
+    np.testing.assert_allclose(again, kept, atol=1e-6)
+
+
+def test_synthetic_queries_have_their_provenance(run, data):
+    table = pq.read_table(run / "synthetic.parquet").to_pylist()
+    assert table
+    cold = set(data.split.products)
+    pairs = {(row["cycle"], row["query"].lower(), row["product_id"]) for row in table}
+    assert len(pairs) == len(table)  # no duplicates
+    for row in table:
+        assert row["product_id"] in cold
+        assert row["product"] == data.text(row["product_id"])
+        assert row["label"] in data.labels.names
+        assert row["query"].strip()
+        assert row["query"].lower() not in data.queries
+        assert row["seed"] == 0
+        assert row["classifier_loss"] >= 0
+        assert row["logp"] < 0 < row["tokens"]
+        assert 0 <= row["checker_probability"] <= 1
+        if row["cycle"] == 0:  # written by the reference itself
+            assert row["kl"] == pytest.approx(0, abs=1e-4)
+    with (run / "synthetic.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["query"] for line in lines] == [row["query"] for row in table]
+    assert list(lines[0]) == ["query", "product_id", "label"]
+
+
+def test_ppo_starts_from_its_reference(run):
+    """The first rollout of the first cycle has no KL, and the later ones have."""
+    lines = read_metrics(run / "seed-0/cycle-1/ppo/metrics.jsonl")
+    trained = [line for line in lines if line["kind"] == "train"]
+    assert trained[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert trained[-1]["kl"] != trained[0]["kl"]
+    assert {"score", "entropy", "clipped", "explained_variance"} <= set(trained[0])
+
+
+def files(folder):
+    """Models and synthetic queries, as bytes."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for pattern in ("**/model.safetensors", "**/queries.parquet", "**/*.npz")
+        for path in folder.glob(pattern)
+    }
+
+
+@pytest.mark.parametrize("stage", ["ppo", "classifier"])
+def test_a_cycle_that_was_broken_ends_in_the_same_bits(
+    run, tmp_path, stage, monkeypatch
+):
+    """Interrupted in the middle of a stage of cycle 1, and gone on with."""
+    broken = tmp_path / run.name
+    shutil.copytree(run, broken)
+    cycle = broken / "seed-0/cycle-1"
+    for name in ("ppo", "synthetic", "classifier")[
+        ("ppo", "", "classifier").index(stage) :
+    ]:
+        shutil.rmtree(cycle / name)
+    module = {"ppo": ppo, "classifier": classifier}[stage]
+    train = module.training.train
+
+    class Broken:
+        """Batches that a signal interrupts."""
+
+        def __init__(self, batches):
+            self._batches = batches
+            self.save, self.load = batches.save, batches.load
+            self.report = getattr(batches, "report", dict)
+
+        def next(self, state):
+            if int(state.step) == 1:
+                raise loop.Interrupted("stopped")
+            return self._batches.next(state)
+
+    def stops(folder, start, step, batches, how, **options):
+        return train(folder, start, step, Broken(batches), how, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.training, "train", stops)
+        with pytest.raises(loop.Interrupted):
+            command.main(broken, CONFIG)
+    command.main(broken, CONFIG)
+    assert files(broken) == files(run)
+
+
+def test_drafts_are_left_out_for_the_first_reason_that_holds(data):
+    real = str(data.judgements.query[0])
+    queries = ["new one", " ", "cut", real.upper(), "new one", "NEW one", "other"]
+    count = len(queries)
+    drafts = Drafts(
+        np.array(queries, object),
+        np.array(["p"] * 5 + ["p", "q"], object),
+        np.zeros(count, int),
+        np.array([True, False, False, True, True, True, True]),
+        *(np.zeros(count) for _ in range(2)),
+        np.ones(count, int),
+        np.zeros(count),
+        np.array([0, 0, 0, 0, 0, 0, 1]),
+        np.zeros(count),
+    )
+    found = synthesis.kept(drafts, data, confirmed=False)
+    assert {name: rows.tolist() for name, rows in found.items()} == {
+        "kept": [0, 6],
+        "empty": [1],
+        "unfinished": [2],
+        "real": [3],
+        "duplicate": [4, 5],
+        "refuted": [],
+    }
+    asked = synthesis.kept(drafts, data, confirmed=True)
+    assert asked["kept"].tolist() == [0]
+    assert asked["refuted"].tolist() == [6]
+
+
+def test_labels_are_drawn_as_often_as_in_training(data):
+    rng = np.random.default_rng(0)
+    ids, labels = synthesis.asked_for(data, Synthesis(), 20_000, rng)
+    train = data.rows("train").label
+    for label in range(4):
+        share = np.mean(train == label)
+        assert np.mean(labels == label) == pytest.approx(share, abs=0.02)
+    assert set(ids) <= set(data.split.products)
+    uniform = Synthesis(labels="uniform", products="all")
+    ids, labels = synthesis.asked_for(data, uniform, 20_000, rng)
+    assert np.bincount(labels).min() > 0.22 * 20_000
+    assert not set(ids) <= set(data.split.products)
+
+
+def rows(queries, weights):
+    count = len(queries)
+    ids = np.array([f"p{i}" for i in range(count)], object)
+    return Judged(
+        np.array(queries, object), ids, np.zeros(count, int), np.array(weights, float)
+    )
+
+
+def test_rows_of_the_generator_count_by_weight_and_few_of_each_query():
+    equal = rows(["a"] * 8 + ["b"] * 2, [2.0] * 10)
+    few = Generator(OptimizerConfig(1, 1, 1e-3), rows_per_query=3)
+    assert sorted(generator.drawn(equal, few).query) == ["a"] * 3 + ["b"] * 2
+    every = replace(few, rows_per_query=None)
+    assert sorted(generator.drawn(equal, every).product_id) == sorted(equal.product_id)
+    unequal = rows(["a"] * 500 + ["b"] * 500, [3.0] * 500 + [1.0] * 500)
+    drawn = generator.drawn(unequal, every)
+    assert np.mean(drawn.query == "a") == pytest.approx(0.75, abs=0.05)
+
+
+def test_balanced_classes_weigh_the_same(data):
+    config = replace(CONFIG.classifier, class_weights="balanced")
+    start = classifier.Classifier(None, {}, data.tokenizer)
+    train = data.rows("train")
+    encoded = classifier._encoded(start, data, config, train)
+    total = np.zeros(4)
+    for row in encoded:
+        total[row.label] += row.weight
+    np.testing.assert_allclose(total, total[0])
+    assert total.sum() == pytest.approx(len(train.label))
+
+
+def test_the_order_of_the_texts():
+    other = replace(CONFIG.classifier, order="product-query")
+    assert classifier._ordered(CONFIG.classifier, ["q"], ["p"]) == (["q"], ["p"])
+    assert classifier._ordered(other, ["q"], ["p"]) == (["p"], ["q"])
+
+
+def test_seeds_share_data_and_average(run):
+    """A second seed of a run; the tables then are of both."""
+    two = replace(CONFIG, seeds=(0, 1))
+    command.main(run, two)
+    summary = report.read(run)
+    table = summary["strategies"]["cold"]
+    assert table["seeds"] == 2
+    for row in table["rows"]:
+        assert len(set(row["pr_auc_by_seed"])) == 2
+        assert row["pr_auc"] == pytest.approx(np.mean(row["pr_auc_by_seed"]))
+    evaluate.main(run, CONFIG)  # and of one again
+
+
+def test_a_base_model_is_not_asked_in_words(run, tmp_path, data):
+    """Nothing tells it what is wanted."""
+    base = LM(tiny.GPT2, tiny.params(), tiny.tokenizer())
+    base.save(tmp_path / "base")
+    with pytest.raises(ValueError, match="no chat template, so it is no instruct"):
+        generator.instructed(base, tmp_path / "base")
+
+
+def test_an_instruct_model_is_a_strategy(run, tmp_path):
+    """An encoder-decoder stands in for FLAN-T5: it is asked with a prefix."""
+    here = tmp_path / run.name
+    shutil.copytree(run, here)
+    config = replace(CONFIG, prompted=run / "seed-0/generator/model")
+    command.main(here, config)
+    summary = report.read(here)
+    names = [row["strategy"] for row in summary["strategies"]["cold"]["rows"]]
+    assert names == ["None", "Prompted", "Fine-tuned", "Adversarial RL"]
+    assert summary["synthetic"][0]["set"] == "Prompted"
+    assert summary["synthetic"][0]["kl"] is None  # it has no start to be far from
+    asked = Tokenizer.load(run / "seed-0/generator/model").prompt
+    assert asked.names == ("label", "product")
+
+
+def test_the_label_is_never_cut(data):
+    lm = generator.prompted(LM(tiny.GPT2, {}, data.tokenizer), CONFIG.generator.prompt)
+    slots = {slot.name: slot.cut for slot in lm.tokenizer.prompt.slots}
+    assert slots == {"label": "never", "product": "end"}
+    long = {"label": "irrelevant", "product": "red shoes " * 50}
+    (ids,) = lm.tokenizer.source([long], 24)
+    text = lm.tokenizer.decode(np.array([ids]), np.ones((1, len(ids)), bool))[0]
+    assert text.startswith("irrelevant query: red shoes")
+
+
+def test_settings_of_another_run_are_refused(run):
+    other = replace(CONFIG, ppo=replace(CONFIG.ppo, alpha=0.5))
+    with pytest.raises(ValueError, match=r"alpha 0.9 -> 0.5"):
+        command.main(run, other)
+
+
+def test_a_source_without_its_folder(tmp_path):
+    for name in ("esci-small", "wands", "home-depot", "category", "paper"):
+        with pytest.raises(ValueError, match=r"give it with --data\.folder"):
+            command.main(tmp_path / name, PRESETS[name])
+        assert not (tmp_path / name / "data").exists()
+
+
+def test_statistics_state_the_split(run, data):
+    told = runs.read_json(run / "data/statistics.json")
+    assert told == json.loads(json.dumps(data.statistics))
+    assert told["parts"]["cold"]["rows"] == len(data.split.cold)
+    assert sum(told["parts"]["train"]["labels"].values()) == len(data.split.train)
