@@ -44,6 +44,10 @@ class Generator:
     rows_per_query: int | None = None
     """Most rows of each query to train on, drawn at random; with many of them a small
     model learns queries by heart and reads no product. None: all."""
+    selections: int = 0
+    """Times that some words of each product's text, cold ones' too, join the rows as a
+    query of the best label: what a text alone can teach of products that no query
+    names."""
     validation_rows: int = 256
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)

@@ -14,6 +14,7 @@ from experiments.adversarial.config import Generator
 from experiments.adversarial.world import World
 from experiments.config import Pretrain, PromptConfig
 from experiments.pretrain import pretrain
+from jaxqr.data.noise import selection_pairs
 from jaxqr.data.pipeline import pair_batches
 from jaxqr.evaluation.classifier import Judged
 from jaxqr.lm import LM
@@ -73,7 +74,7 @@ def main(folder: Path, start: Path, world: World, config: Generator) -> None:
         )
         lengths = world.settings.lengths
         rows = lm.tokenizer.pairs(
-            pairs(world, drawn(world.rows("train"), config)),
+            pairs(world, drawn(world.rows("train"), config)) + selected(world, config),
             max_source=lengths.source,
             max_target=lengths.target,
         )
@@ -141,6 +142,17 @@ def drawn(rows: Judged, config: Generator) -> Judged:
         len(rows.label), len(rows.label), p=rows.weight / rows.weight.sum()
     )
     return Judged(*(column[chosen] for column in rows))
+
+
+def selected(world: World, config: Generator) -> list[tuple[dict[str, str], str]]:
+    """(best label and product, some words of its text) of every product."""
+    texts = [world.text(id) for id in world.products]
+    rng = np.random.default_rng(config.seed)
+    best = world.label_texts[int(np.argmax(world.labels.gains))]
+    return [
+        ({"label": best, "product": text}, words)
+        for text, words in selection_pairs(texts, config.selections, rng)
+    ]
 
 
 def validation(world: World, most: int) -> Callable[[LM, int], dict[str, float]]:

@@ -32,12 +32,20 @@ from experiments.config import Lengths, OptimizerConfig, Pretrain
 
 SHOP = Adversarial(
     Data(
-        types=24,
+        products=12_000,
+        types=60,
+        intents=2000,
         vocab_size=1024,
         lengths=Lengths(source=32, target=16, corpus=24),
     ),
-    Pretrain("student", "t5-tiny", OptimizerConfig(2000, 64, 2e-3)),
-    Generator(OptimizerConfig(3000, 64, 1e-3, evaluate_every=1000)),
+    Pretrain(
+        "student", "t5-tiny", OptimizerConfig(2000, 64, 2e-3), denoise=2, select=4
+    ),
+    Generator(
+        OptimizerConfig(1200, 64, 1e-3, evaluate_every=300),
+        rows_per_query=4,
+        selections=1,
+    ),
     QueryClassifier(rows=8000, max_tokens=32),
     PPO(OptimizerConfig(160, 64, 1e-4, "constant")),
 )
