@@ -1,4 +1,4 @@
-"""Seconds, tokens/s and compile time of the five things a run does.
+"""Seconds, tokens/s and compile time of what a run does.
 
     python -m benchmarks.speed                     # s4 on one core
     python -m benchmarks.speed --model t5-s4
@@ -6,14 +6,15 @@
 
 SFT step (16 x 64 tokens; T5 reads half of them as the source), DPO step (16 pairs,
 prompts and completions of 24 tokens), generation (64 prompts of 24 tokens, 24 new
-ones: greedy, sampled, top-k 50, top-p 0.9), beam search (16 prompts, 4 beams) and one
-whole online round (16 prompts, 2 candidates each, then the DPO step; rewards
-excluded). Freed memory stays with the process, as in every stage of a run. Where torch
-and its transformers models are installed, each workload is
-timed there too, on the same weights and alternating, and the ratio of the medians of
-process CPU time is printed: below 1, jaxqr is faster. Before that, both have computed
-the same losses and the same tokens. Everything is pinned to one CPU core, unless there
-is an accelerator.
+ones: greedy, sampled, top-k 50, top-p 0.9), beam search (16 prompts, 4 beams), one
+whole online round (16 prompts, 2 candidates each, then the DPO step; rewards excluded),
+a PPO step (16 prompts and completions, values) and one whole PPO round (16 prompts
+drawn, read with policy, values and a reference, then 2 steps; rewards excluded). Freed
+memory stays with the process, as in every stage of a run. Where torch and its
+transformers models are installed, each workload is timed there too, on the same weights
+and alternating, and the ratio of the medians of process CPU time is printed: below 1,
+jaxqr is faster. Before that, both have computed the same losses and the same tokens.
+Everything is pinned to one CPU core, unless there is an accelerator.
 """
 
 import dataclasses
@@ -36,7 +37,11 @@ import tyro
 from benchmarks import baselines
 from experiments.cli import keep_freed_memory
 from jaxqr import decode, models
+from jaxqr.models.value import COLLECTION, init_value
+from jaxqr.records import Reward
 from jaxqr.train import state, steps
+from jaxqr.train.rollouts import finish
+from jaxqr.train.rollouts.draw import Candidates, read
 from jaxqr.types import Pairs, Params, Preferences, PromptBatch
 
 SIZES: dict[str, Any] = {
@@ -71,7 +76,7 @@ PROMPTS = 64
 END = 1
 """The end of text; no input has it."""
 SEARCHED, BEAMS = 16, 4
-COMPARED = ("SFT step", "DPO step", "greedy", f"beam {BEAMS}")
+COMPARED = ("SFT step", "DPO step", "PPO step", "greedy", f"beam {BEAMS}")
 """Workloads whose first results are those of torch."""
 
 Workload = Callable[[], Any]
@@ -172,9 +177,13 @@ def compare(name: str, mine: Any, theirs: Any, config: Config) -> None:
 
 
 def inputs(model: Any) -> dict[str, np.ndarray]:
-    """Random tokens; what is read first, and what is predicted."""
+    """Random tokens, what is read first and what is predicted; numbers for PPO."""
+    shapes = jax.eval_shape(partial(models.init, model), jax.random.key(0))
+    width = len(init_value(model, shapes)[COLLECTION]["kernel"])
     rng = np.random.default_rng(0)
-    draw = partial(rng.integers, 2, model.config.vocab_size, dtype=np.int32)
+    vocab = model.config.vocab_size
+    draw = partial(rng.integers, 2, vocab, dtype=np.int32)
+    normal = partial(rng.standard_normal, dtype=np.float32)
     text = draw((SFT_ROWS, SFT_TOKENS))
     split = SFT_TOKENS // 2 if model.encoder_decoder else 1
     return {
@@ -183,6 +192,11 @@ def inputs(model: Any) -> dict[str, np.ndarray]:
         "prompts": draw((PROMPTS, PROMPT)),
         "chosen": draw((PAIRS, NEW)),
         "rejected": draw((PAIRS, NEW)),
+        # Rollouts for PPO: log-probabilities are those of a uniform policy, nearly.
+        "logps": normal((PAIRS, NEW)) / 10 - np.float32(np.log(vocab)),
+        **{name: normal((PAIRS, NEW)) for name in ("values", "advantages", "returns")},
+        "score": normal(PAIRS),
+        "value": normal(width) / np.float32(width),
     }
 
 
@@ -200,8 +214,15 @@ def workloads(
             steps.dpo_step, model=model, optimizer=optimizer
         ),
     }
+    compiled["PPO step"] = steps.compile_step(
+        steps.ppo_step, model=model, optimizer=optimizer
+    )
+    head = {"kernel": jnp.asarray(data["value"]), "bias": jnp.zeros(())}
+    starts = dict.fromkeys(compiled, params)
+    starts["PPO step"] = {**params, COLLECTION: head}
     states = {
-        name: state.create(params, optimizer, jax.random.key(0)) for name in compiled
+        name: state.create(start, optimizer, jax.random.key(0))
+        for name, start in starts.items()
     }
 
     def whole(name, rows=None):
@@ -240,16 +261,43 @@ def workloads(
         best, worst = ((drawn.tokens[i::2], drawn.mask[i::2]) for i in (0, 1))
         return step("DPO step", Preferences(*source, *best, *worst, jnp.ones(PAIRS)))
 
+    ppo = steps.PPOBatch(
+        Pairs(*source, *whole("chosen")),
+        *(data[name] for name in ("logps", "values", "advantages", "returns")),
+    )
+    finisher = finish.PPO(kl_coef=0.1, lam=0.95)
+
+    def ppo_round():
+        """Draw, read with policy, values and reference, advantages, two epochs."""
+        policy = states["PPO step"].params
+        drawn = jax.block_until_ready(
+            decode.generate(
+                model, policy, PromptBatch(*source), next(keys), max_new_tokens=NEW
+            )
+        )
+        pairs = Pairs(*source, drawn.tokens, drawn.mask)
+        logps, values = read(model, policy, pairs)
+        ref_logps, _ = read(model, params, pairs)
+        known = np.ones(PAIRS, bool)
+        batch, _ = finisher(
+            Candidates([""] * PAIRS, [""] * PAIRS, pairs, logps, values, ref_logps),
+            Reward(data["score"], {}, known),
+        )
+        step("PPO step", batch)
+        return step("PPO step", batch)
+
     trained, generated = 2 * PAIRS * NEW, PROMPTS * NEW
     return {
         "SFT step": (lambda: step("SFT step", sft), data["target"].size),
         "DPO step": (lambda: step("DPO step", dpo), trained),
+        "PPO step": (lambda: step("PPO step", ppo), PAIRS * NEW),
         "greedy": (lambda: generated_tokens(temperature=0.0), generated),
         "sampled": (generated_tokens, generated),
         "top-k 50": (lambda: generated_tokens(top_k=50), generated),
         "top-p 0.9": (lambda: generated_tokens(top_p=0.9), generated),
         f"beam {BEAMS}": (search, SEARCHED * NEW),
         "online round": (online_round, trained),
+        "PPO round": (ppo_round, trained),
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments import cli
+from experiments.adversarial.presets import PRESETS as ADVERSARIAL
 from experiments.pipeline import CONFIGS, TEACHERS
 from experiments.presets import PRESETS
 from jaxqr import models
@@ -110,6 +111,29 @@ def test_every_student_has_a_larger_sibling():
         assert getattr(large, name) > getattr(small, name)
 
 
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_adversarial_presets_agree_with_themselves(name):
+    run = ADVERSARIAL[name]
+    lengths = run.data.lengths
+    # Generator and classifier begin with one pretrained model, or each with its own.
+    both = run.generator.init is not None, run.classifier.init is not None
+    assert both == ((run.pretrain is None),) * 2
+    for stage in filter(None, (run.pretrain, run.generator, run.ppo)):
+        how = stage.optimizer
+        for every in (how.evaluate_every, how.checkpoint_every):
+            assert every == 0 or how.num_steps % every == 0
+    ppo = run.ppo
+    minibatches = ppo.epochs * ppo.rollouts / ppo.optimizer.batch_size
+    assert minibatches.is_integer()
+    assert ppo.optimizer.num_steps % minibatches == 0  # whole rollouts
+    assert run.classifier.max_tokens >= lengths.source
+    assert (run.data.source == "shop") == (name == "shop")
+    assert run.cycles >= 1
+    if name == "paper":
+        assert (ppo.alpha, ppo.kl_coef, ppo.epochs, ppo.clip) == (0.9, 0.85, 2, 0.2)
+        assert (run.cycles, run.classifier.epochs) == (4, 5)
+
+
 def commands(text):
     """The `python -m experiments.STAGE ...` lines of a document, as arguments."""
     joined = re.sub(r"\\\n\s*", " ", text)
@@ -148,8 +172,10 @@ def test_documented_commands_parse(command, monkeypatch):
     """They name presets and options that there are; nothing is run."""
     _, stage, *arguments = command
     module = importlib.import_module(f"experiments.{stage}")
+    if hasattr(module, "__path__"):  # a package
+        module = importlib.import_module(f"experiments.{stage}.__main__")
     source = Path(module.__file__).read_text(encoding="utf-8")
-    presets = re.search(r"launch\(main, (.+), __doc__\)", source)[1]
+    presets = re.search(r"launch\(main, (.+?), [\w.]*__doc__", source)[1]
     given = eval(presets, vars(module))
     monkeypatch.setattr("sys.argv", [f"{stage}.py", *arguments])
     if "--help" in arguments:
@@ -161,6 +187,15 @@ def test_documented_commands_parse(command, monkeypatch):
         assert type(parsed.config) in {type(config) for config in given.values()}
 
 
+def has(config, names):
+    """Whether there is such a setting."""
+    for name in names:
+        if not hasattr(config, name):
+            return False
+        config = getattr(config, name)
+    return True
+
+
 def test_documents_name_options_that_exist():
     """`--STAGE.SETTING` of a pipeline; `--sft-*.init` stands for two."""
     texts = map(text_of, [*DOCUMENTS, *MODULES])
@@ -169,16 +204,15 @@ def test_documents_name_options_that_exist():
     for option in options:
         if option.startswith("optimizer."):  # of a stage by itself
             option = f"distill.{option}"
-        value = CONFIGS["quickstart"]
-        for name in option.replace("-", "_").split("."):
-            assert hasattr(value, name), option
-            value = getattr(value, name)
+        names = option.replace("-", "_").split(".")
+        whole = (CONFIGS["quickstart"], ADVERSARIAL["shop"])
+        assert any(has(config, names) for config in whole), option
 
 
 def test_documents_name_presets_that_exist():
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         rows = re.findall(r"^\| `([a-z0-9-]+)` \|.*(?:accelerator|core)", text, re.M)
-        assert set(rows) <= set(PRESETS), path
+        assert set(rows) <= {*PRESETS, *ADVERSARIAL}, path
         if path.name == "README.md" and path.parent == ROOT:
-            assert set(rows) == set(PRESETS)
+            assert set(rows) == {*PRESETS, *ADVERSARIAL}

@@ -80,7 +80,7 @@ ESCI_SMALL = Adversarial(
         batch_size=32,
         learning_rate=1e-4,
         init=Path("all-MiniLM-L6-v2"),
-        max_tokens=64,
+        max_tokens=96,
     ),
     PPO(OptimizerConfig(32, 16, 1e-5, "constant"), rollouts=32),
     Synthesis(rows=1000),

@@ -15,7 +15,7 @@ from jaxqr.lm import LM
 from jaxqr.models.value import COLLECTION, ValueModel
 from jaxqr.sharding import shard_batch
 from jaxqr.train.steps.update import completion
-from jaxqr.types import AnyArray, Pairs, PromptBatch, TrainState
+from jaxqr.types import AnyArray, Pairs, Params, PromptBatch, TrainState
 
 
 class Candidates(NamedTuple):
@@ -154,12 +154,8 @@ class ReferencedSamples:
         candidates = self._samples(state)
         policy, reference = self._policy.with_params(state.params), self._reference
         pairs = shard_batch(candidates.pairs, policy.params)
-        values = None
-        if COLLECTION in policy.params:
-            logps, values = _valued_logps(policy.model, policy.params, pairs)
-        else:
-            logps = _logps(policy.model, policy.params, pairs)
-        ref_logps = _logps(reference.model, reference.params, pairs)
+        logps, values = read(policy.model, policy.params, pairs)
+        ref_logps, _ = read(reference.model, reference.params, pairs)
         logps, values, ref_logps = jax.device_get((logps, values, ref_logps))
         return candidates._replace(logps=logps, values=values, ref_logps=ref_logps)
 
@@ -178,13 +174,19 @@ def check_untruncated(sampling: Sampling, what: str) -> None:
 
 
 @partial(jax.jit, static_argnums=0)
-def _logps(model, params, pairs):
-    targets = completion(model, params, pairs)
-    return (targets.logps * targets.mask)[:, 1:]
+def read(
+    model: Any, params: Params, pairs: Pairs
+) -> tuple[Float[Array, "BN T"], Float[Array, "BN T"] | None]:
+    """Log-probabilities and values of the targets' tokens; 0 outside the mask.
 
-
-@partial(jax.jit, static_argnums=0)
-def _valued_logps(model, params, pairs):
+    Args:
+        model: a language model.
+        params: its parameters; without a value head there are no values (None).
+        pairs: sources and their targets.
+    """
+    if COLLECTION not in params:
+        targets = completion(model, params, pairs)
+        return (targets.logps * targets.mask)[:, 1:], None
     features, values, tokens, mask = ValueModel(model).completion(params, pairs)
     logps = vocab.token_logps(features, tokens)
     return (logps * mask)[:, 1:], (values * mask)[:, 1:]
