@@ -34,8 +34,8 @@ EXPERIMENTS = (
     {"system"},
     {"training"},
     {"relevance", "pretrain", "sft", "distill", "online_dpo", "evaluate", "report"},
-    {"pipeline"},
-    {"quickstart"},
+    {"pipeline", "adversarial"},
+    {"quickstart", "ablate"},
 )
 # What a module needs of its own rung: the axis alphabet, and the online stage's
 # greedy rewrites, which the table measures as the curve does.

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.adversarial import classifier, generator, ppo, synthesis
-from experiments.adversarial.config import Adversarial
+from experiments.adversarial.config import Adversarial, QueryClassifier
 from experiments.adversarial.synthesis import Judges
 from experiments.adversarial.world import World
 from jaxqr.evaluation.classifier import Judged
@@ -29,51 +29,67 @@ STRIDE = 100
 
 def main(run: Path, seed: int, world: World, config: Adversarial) -> None:
     """Runs every stage of a seed, or what is left of them."""
-    folder, pretrained = run / f"seed-{seed}", run / "pretrain" / "model"
+    before_ppo(run, seed, world, config)
+    folder, start = run / f"seed-{seed}", _pretrained(run)
     reads = replace(config.classifier, seed=seed)
-    real = world.rows("train").shuffled(seed, reads.rows)
-    first, checker, none = (folder / n for n in ("generator", "checker", "none"))
+    reference, checker = folder / "generator/model", folder / "checker"
+    writer, wrong = reference, folder / "cycle-0/classifier"
+    written = [folder / "cycle-0/synthetic"]
+    for cycle in range(1, config.cycles + 1):
+        here = folder / f"cycle-{cycle}"
+        if config.continued:
+            start = wrong / "model"
+        judges = Judges.load(wrong, checker, reads)
+        trains = replace(config.ppo, seed=seed + STRIDE * cycle)
+        ppo.main(
+            *(here / "ppo", writer, reference, world),
+            *(trains, judges, config.synthesis),
+        )
+        writer, wrong = here / "ppo/model", here / "classifier"
+        asked = replace(config.synthesis, seed=seed + STRIDE * cycle)
+        written.append(here / "synthetic")
+        synthesis.main(
+            *(written[-1], writer, reference, world, asked, judges), cycle=cycle
+        )
+        taken = written if config.accumulate else written[-1:]
+        rows = _with_synthetic(world, reads, taken)
+        classifier.main(wrong, start, world, reads, rows)
+
+
+def before_ppo(run: Path, seed: int, world: World, config: Adversarial) -> None:
+    """The stages that need no reinforcement learning: all strategies but the last."""
+    folder, start = run / f"seed-{seed}", _pretrained(run)
+    reads = replace(config.classifier, seed=seed)
+    tuned, checker, none = (folder / n for n in ("generator", "checker", "none"))
     fine_tuning = replace(config.generator, seed=seed)
-    generator.main(first, fine_tuning.init or pretrained, world, fine_tuning)
+    generator.main(tuned, fine_tuning.init or start, world, fine_tuning)
     independent = world.rows("independent").shuffled(seed, CHECKER_ROWS)
     # Another seed, so that it does not err where the others do.
     checks = replace(reads, seed=seed + CHECKER)
-    classifier.main(checker, pretrained, world, checks, independent)
-    classifier.main(none, pretrained, world, reads, real)
-    if config.prompted:
-        here = folder / "prompted"
-        written = here / "synthetic"
-        synthesis.main(
-            *(written, config.prompted, None, world),
-            *(replace(config.synthesis, seed=seed), Judges.load(none, checker, reads)),
-            cycle=0,
-        )
-        rows = concatenated([real, synthesis.judged(written, world)])
-        classifier.main(here / "classifier", pretrained, world, reads, rows)
-    writer, wrong, start = first / "model", none, pretrained
-    made: list[Judged] = []
-    for cycle in range(config.cycles + 1):
-        here = folder / f"cycle-{cycle}"
-        judges = Judges.load(wrong, checker, reads)
-        if cycle:
-            trains = replace(config.ppo, seed=seed + STRIDE * cycle)
-            ppo.main(
-                *(here / "ppo", writer, first / "model", world),
-                *(trains, judges, config.synthesis),
-            )
-            writer = here / "ppo" / "model"
-        asked = replace(config.synthesis, seed=seed + STRIDE * cycle)
-        written = here / "synthetic"
-        synthesis.main(
-            *(written, writer, first / "model", world, asked, judges), cycle=cycle
-        )
-        made = [*(made if config.accumulate else ()), synthesis.judged(written, world)]
-        wrong = here / "classifier"
-        classifier.main(wrong, start, world, reads, concatenated([real, *made]))
-        if config.continued:
-            start = wrong / "model"
+    classifier.main(checker, start, world, checks, independent)
+    classifier.main(none, start, world, reads, _with_synthetic(world, reads, []))
+    judges = Judges.load(none, checker, reads)
+    asked = replace(config.synthesis, seed=seed)
+    reference = tuned / "model"
+    for here, writer, known in (
+        (folder / "cycle-0", reference, reference),
+        (folder / "prompted", config.prompted, None),
+    ):
+        if writer:
+            written = here / "synthetic"
+            synthesis.main(written, writer, known, world, asked, judges, cycle=0)
+            rows = _with_synthetic(world, reads, [written])
+            classifier.main(here / "classifier", start, world, reads, rows)
 
 
-def concatenated(parts: Sequence[Judged]) -> Judged:
-    """The rows of several sets."""
+def _pretrained(run: Path) -> Path:
+    return run / "pretrain/model"
+
+
+def _with_synthetic(
+    world: World, config: QueryClassifier, written: Sequence[Path]
+) -> Judged:
+    """The real rows to train on, and the synthetic ones of some stages."""
+    real = world.rows("train").shuffled(config.seed, config.rows)
+    parts = [real, *(synthesis.judged(folder, world) for folder in written)]
     return Judged(*map(np.concatenate, zip(*parts, strict=True)))

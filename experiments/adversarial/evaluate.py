@@ -51,8 +51,17 @@ many there are."""
 
 def main(run: Path, config: Adversarial) -> None:
     """Evaluates all seeds of a run."""
+    found = summary(run, config)
+    _export(run, config)
+    runs.write_json(run / "summary.json", found)
+    _show(found)
+    Console().print(f"wrote {run / 'summary.json'}")
+
+
+def summary(run: Path, config: Adversarial) -> dict[str, Any]:
+    """Everything that the page shows."""
     world = World(run)
-    folders = [run / f"seed-{seed}" for seed in config.seeds]
+    folders = _folders(run, config)
     stages = {
         NONE: "none",
         PROMPTED: "prompted/classifier",
@@ -65,20 +74,20 @@ def main(run: Path, config: Adversarial) -> None:
         f"cycle {cycle}": f"cycle-{cycle}/classifier"
         for cycle in range(config.cycles + 1)
     }
-    summary = {
+    return {
         "name": run.name,
         "about": _about(world, config),
         "split": world.statistics,
         "strategies": {part: _table(folders, stages, world, part) for part in PARTS},
         "cycles": {part: _table(folders, by_cycle, world, part) for part in PARTS},
-        "synthetic": _synthetic(folders, world, config),
+        "synthetic": _synthetic(folders, config),
         "training": _training(folders, config),
         "hard": _hard(folders[0], world, config),
     }
-    _export(run, config, folders)
-    runs.write_json(run / "summary.json", summary)
-    _show(summary)
-    Console().print(f"wrote {run / 'summary.json'}")
+
+
+def _folders(run: Path, config: Adversarial) -> list[Path]:
+    return [run / f"seed-{seed}" for seed in config.seeds]
 
 
 def _about(world: World, config: Adversarial) -> dict[str, Any]:
@@ -108,9 +117,7 @@ def _table(
     return strategies.table(found, world.rows(part), world.labels, COMPARED)
 
 
-def _synthetic(
-    folders: Sequence[Path], world: World, config: Adversarial
-) -> list[dict[str, Any]]:
+def _synthetic(folders: Sequence[Path], config: Adversarial) -> list[dict[str, Any]]:
     """A line per cycle: what was written, means over seeds."""
     names = {f"cycle {cycle}": f"cycle-{cycle}" for cycle in range(config.cycles + 1)}
     if config.prompted:
@@ -121,7 +128,7 @@ def _synthetic(
         for folder in folders:
             here = folder / stage / "synthetic"
             report = runs.read_json(here / "report.json")
-            several.append(report | _variety(here, config))
+            several.append(report | _variety(here))
         line = {
             key: float(np.mean([one[key] for one in several])) for key in several[0]
         }
@@ -129,7 +136,7 @@ def _synthetic(
     return lines
 
 
-def _variety(folder: Path, config: Adversarial) -> dict[str, float]:
+def _variety(folder: Path) -> dict[str, float]:
     table = pq.read_table(folder / synthesis.FILE, columns=["query", "product"])
     queries, products = (column.to_pylist() for column in table.itercolumns())
     some = queries[:DIVERSITY_QUERIES]
@@ -170,7 +177,8 @@ def _hard(folder: Path, world: World, config: Adversarial) -> list[dict[str, Any
     return [{name: row[name] for name in shown} for row in rows]
 
 
-def _export(run: Path, config: Adversarial, folders: Sequence[Path]) -> None:
+def _export(run: Path, config: Adversarial) -> None:
+    folders = _folders(run, config)
     parts = []
     for seed, folder in zip(config.seeds, folders, strict=True):
         for cycle in range(config.cycles + 1):

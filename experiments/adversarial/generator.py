@@ -31,8 +31,17 @@ INSTRUCTIONS = {
 VALIDATION_TEXTS = 256
 
 
-def pretrained(run: Path, world: World, config: Pretrain) -> None:
-    """Trains the model that generator and classifier start from."""
+def pretrained(
+    run: Path, world: World, config: Pretrain, folder: Path | None = None
+) -> None:
+    """Trains the model that generator and classifier start from.
+
+    Args:
+        run: the run's folder; the stage is its `pretrain`.
+        world: the data.
+        config: the settings.
+        folder: another one for the stage.
+    """
     texts = training.sample(world.corpus, VALIDATION_TEXTS)
     width = world.settings.lengths.corpus
 
@@ -47,7 +56,7 @@ def pretrained(run: Path, world: World, config: Pretrain) -> None:
         return {"nll": float(stats.nll.sum() / stats.tokens.sum())}
 
     pretrain(
-        run / "pretrain",
+        folder or run / "pretrain",
         config,
         world.tokenizer,
         world.corpus,

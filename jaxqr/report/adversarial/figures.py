@@ -125,3 +125,27 @@ def ppo(training: Sequence[Mapping[str, Any]]) -> Image:
     for axes in panels[3:]:
         axes.set_xlabel("update, all cycles")
     return Image(png(figure), f"Over the updates of all cycles: {'; '.join(words)}.")
+
+
+def ablation(result: Mapping[str, Any]) -> Image:
+    """PR-AUC and label fidelity by the values of one setting: the paper's Figure 3."""
+    import matplotlib
+
+    points = result["points"]
+    places, words = np.arange(len(points)), []
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(3.2)
+        panels = figure.subplots(1, 3)
+        for axes, part in zip(panels, PARTS, strict=False):
+            values = np.array(column(points, f"pr_auc_{part}"))
+            bounds = np.array([point[f"interval_{part}"] for point in points], float)
+            errors = np.abs(bounds.T - values)
+            axes.errorbar(places, values, errors, fmt="o-", color=BLUE, capsize=3)
+            axes.set(title=PARTS[part], ylabel="PR-AUC")
+            words.append(f"{PARTS[part]} {', '.join(map(number, values))}")
+        panels[2].plot(places, column(points, "fidelity"), "o-", color=VERMILION)
+        panels[2].set(title="Label fidelity", ylabel="share", ylim=(0, 1))
+        for axes in panels:
+            axes.set_xticks(places, [point["value"] for point in points])
+            axes.set_xlabel(result["parameter"])
+        return Image(png(figure), f"By {result['parameter']}: {'; '.join(words)}.")
