@@ -2,7 +2,6 @@
 
 Of "Reinforcement Learning for Adversarial Query Generation".
 
-
     python -m experiments.ablate shop --parameter alpha --values 0.5 0.9 1.0
     python -m experiments.ablate shop --parameter kl-coef --values 0 0.1 0.85
     python -m experiments.ablate shop --parameter pgen-sign --values formula prose

@@ -95,6 +95,22 @@ def test_floors(table):
     assert 0.6 < table["floors"]["ndcg"] < 0.95  # lists of two and three
 
 
+def test_ndcg_is_of_fully_judged_queries():
+    found = strategies.table(GIVEN, ROWS, LABELS, [], frozenset("ac"))
+    gains = np.array(LABELS.gains)
+    known = []
+    for p in GIVEN["None"]:
+        for query in "ac":
+            mine = ROWS.query == query
+            truth, scores = gains[ROWS.label][mine], (p @ gains)[mine]
+            known.append(ndcg_score(truth[None], scores[None], k=10))
+    assert found["rows"][0]["ndcg"] == pytest.approx(np.mean(known))
+    none = strategies.table(GIVEN, ROWS, LABELS, [], frozenset())
+    assert np.isnan(none["rows"][0]["ndcg"])
+    assert np.isnan(none["floors"]["ndcg"])
+    assert none["rows"][0]["pr_auc"] == found["rows"][0]["pr_auc"]
+
+
 def test_rows_count_by_their_weight():
     weight = np.array([1.0, 2, 3, 1, 2, 3, 1, 2, 3])
     found = strategies.table(GIVEN, ROWS._replace(weight=weight), LABELS, [])

@@ -114,7 +114,9 @@ def _table(
         name: [classifier.predictions(folder / stage)[part] for folder in folders]
         for name, stage in stages.items()
     }
-    return strategies.table(found, world.rows(part), world.labels, COMPARED)
+    return strategies.table(
+        found, world.rows(part), world.labels, COMPARED, world.fully_judged
+    )
 
 
 def _synthetic(folders: Sequence[Path], config: Adversarial) -> list[dict[str, Any]]:

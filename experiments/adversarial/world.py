@@ -121,6 +121,11 @@ class World:
         return Judged.at(self.judgements, self.labels, rows).shuffled(0)
 
     @cached_property
+    def fully_judged(self) -> frozenset[str] | None:
+        """Queries whose whole list was judged; None: every one's was."""
+        return tables.read_queries(self._folder)[1]
+
+    @cached_property
     def label_texts(self) -> tuple[str, ...]:
         """What a generator reads for each label, in the labels' order."""
         return tuple(WORDS.get(name, name.lower()) for name in self.labels.names)

@@ -34,6 +34,7 @@ def table(
     rows: Judged,
     labels: Labels,
     compared: Sequence[tuple[str, str]],
+    fully_judged: frozenset[str] | None = None,
 ) -> dict[str, Any]:
     """PR-AUC, nDCG@10 and calibration of every strategy, and how they differ.
 
@@ -43,6 +44,7 @@ def table(
         labels: of the collection; a product's rank follows its expected gain.
         compared: (after, before) strategies whose differences are told, where both are
             there.
+        fully_judged: the queries that nDCG is of; None: all.
 
     Returns:
         `rows`, one per strategy, means over seeds with 95 % intervals;
@@ -59,13 +61,13 @@ def table(
     (num_seeds,) = seeds
     counts = metrics.crossed_counts(num_seeds, len(number), RESAMPLES, seed=0)
     columns = {
-        name: _Columns.of(found, rows, labels, of_row, counts)
+        name: _Columns.of(found, rows, labels, of_row, counts, fully_judged)
         for name, found in strategies.items()
     }
     return {
         "rows": [
             {"strategy": name}
-            | _points(found, rows, labels)
+            | _points(found, rows, labels, fully_judged)
             | {
                 f"{metric}_interval": _bounds(columns[name].drawn[metric])
                 for metric in METRICS
@@ -79,7 +81,7 @@ def table(
             if after in strategies and before in strategies
             for metric in METRICS
         ],
-        "floors": _floors(rows, labels),
+        "floors": _floors(rows, labels, fully_judged),
         "judgements": len(rows.label),
         "queries": len(number),
         "seeds": num_seeds,
@@ -100,12 +102,18 @@ class _Columns(NamedTuple):
         labels: Labels,
         of_row: np.ndarray,
         counts: tuple[np.ndarray, np.ndarray],
+        fully_judged: frozenset[str] | None,
     ) -> "_Columns":
         of_seed, of_query = counts
         weights = of_query[:, of_row] * rows.weight
         share = of_seed / of_seed.sum(axis=1, keepdims=True)  # [B, S]
         auc = [metrics.pr_auc_resampled(p, rows.label, weights) for p in found]
-        ndcg = np.stack([_ndcg(p, rows, labels) for p in found])  # [S, Q]
+        ndcg = np.stack(
+            [
+                _ndcg(p @ np.array(labels.gains), rows, labels, fully_judged)
+                for p in found
+            ]
+        )  # [S, Q]
         known = ~np.isnan(ndcg[0])
         of_query = of_query[:, known]
         with np.errstate(invalid="ignore"):  # only queries of one gain were drawn
@@ -146,7 +154,12 @@ def _difference(before: _Columns, after: _Columns, metric: str) -> dict[str, flo
     }
 
 
-def _points(found: Probabilities, rows: Judged, labels: Labels) -> dict[str, Any]:
+def _points(
+    found: Probabilities,
+    rows: Judged,
+    labels: Labels,
+    fully_judged: frozenset[str] | None,
+) -> dict[str, Any]:
     """Means over seeds."""
     per_class = np.mean(
         [metrics.pr_auc_per_class(p, rows.label, rows.weight) for p in found], axis=0
@@ -156,7 +169,9 @@ def _points(found: Probabilities, rows: Judged, labels: Labels) -> dict[str, Any
     several = [
         {
             "pr_auc": auc[i],
-            "ndcg": known_mean(_ndcg(p, rows, labels)),
+            "ndcg": known_mean(
+                _ndcg(p @ np.array(labels.gains), rows, labels, fully_judged)
+            ),
             "ece": metrics.ece(p, rows.label, rows.weight),
         }
         | classification(p, rows.label)
@@ -170,18 +185,28 @@ def _points(found: Probabilities, rows: Judged, labels: Labels) -> dict[str, Any
 
 
 def _ndcg(
-    probabilities: Float[np.ndarray, "R K"], rows: Judged, labels: Labels
+    scores: Float[np.ndarray, " R"],
+    rows: Judged,
+    labels: Labels,
+    fully_judged: frozenset[str] | None,
 ) -> Float[np.ndarray, " Q"]:
-    return ranking_ndcg(rows, probabilities @ np.array(labels.gains), labels)
+    """By query, in the order of their first rows; NaN where it says nothing."""
+    values = ranking_ndcg(rows, scores, labels)
+    if fully_judged is not None:
+        whole = [query in fully_judged for query in dict.fromkeys(rows.query)]
+        values[~np.array(whole)] = np.nan
+    return values
 
 
-def _floors(rows: Judged, labels: Labels) -> dict[str, float]:
+def _floors(
+    rows: Judged, labels: Labels, fully_judged: frozenset[str] | None
+) -> dict[str, float]:
     """What knows nothing of queries and products gets."""
     frequency = np.bincount(rows.label, rows.weight, minlength=labels.num_classes)
     guess = np.tile(frequency / frequency.sum(), (len(rows.label), 1))
     rng = np.random.default_rng(0)
     orders = [
-        known_mean(ranking_ndcg(rows, rng.random(len(rows.label)), labels))
+        known_mean(_ndcg(rng.random(len(rows.label)), rows, labels, fully_judged))
         for _ in range(RANDOM_ORDERS)
     ]
     return {
