@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import releases
 import tiny
 
 from experiments import runs
@@ -328,6 +329,30 @@ def test_a_source_without_its_folder(tmp_path):
         with pytest.raises(ValueError, match=r"give it with --data\.folder"):
             command.main(tmp_path / name, PRESETS[name])
         assert not (tmp_path / name / "data").exists()
+
+
+@pytest.mark.parametrize("name", releases.WRITERS)
+def test_presets_read_the_published_files(tmp_path, name):
+    """Data, split, and what a generator reads, of every release."""
+    files = tmp_path / "files"
+    files.mkdir()
+    releases.WRITERS[name](files)
+    preset = PRESETS[name]
+    settings = replace(preset.data, folder=files, vocab_size=384)
+    world.prepare(tmp_path / "run", settings)
+    data = world.World(tmp_path / "run")
+    assert all(len(rows) for rows in data.split.parts.values())
+    assert not set(data.rows("train").product_id) & set(data.split.products)
+    texts = {"wands": "exact", "home-depot": "exact", "category": "in"}
+    (source,) = data.sources([data.split.products[0]], [0])
+    assert source["label"] == texts[name]
+    assert source["product"]
+    if name == "category":
+        assert (data.rows("train").weight > 1).any()  # volumes
+        assert data.fully_judged == frozenset()
+    # The second time it is done, wherever the files are by then.
+    moved = files.rename(tmp_path / "moved")
+    world.prepare(tmp_path / "run", replace(settings, folder=moved))
 
 
 def test_statistics_state_the_split(run, data):
