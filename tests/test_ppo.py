@@ -26,11 +26,16 @@ from jaxqr.models.value import ValueModel, init_value
 from jaxqr.records import Reward
 from jaxqr.train import state, steps
 from jaxqr.train.checkpoint import Checkpoints
-from jaxqr.train.rollouts.draw import Candidates, ReferencedSamples, prompt_batch
+from jaxqr.train.rollouts.draw import (
+    Candidates,
+    ReferencedSamples,
+    prompt_batch,
+    read,
+)
 from jaxqr.train.rollouts.finish import PPO, advantages
 from jaxqr.train.rollouts.minibatches import Minibatches
 from jaxqr.train.rollouts.online import OnlineRollouts
-from jaxqr.types import Pairs
+from jaxqr.types import Pairs, TrainState
 
 RNG = np.random.default_rng(0)
 
@@ -49,14 +54,43 @@ def values_by_hand(model, params, batch):
     return np.float64(features.hidden[:, :-1]) @ head["kernel"] + head["bias"]
 
 
+def test_no_array_of_all_logits():
+    """The passes of a round and its step stay far below one [B, T, V] array."""
+    rows, tokens, size = 8, 128, 16_384
+    model = models.build(
+        dataclasses.replace(tiny.GPT2.config, vocab_size=size, n_positions=256)
+    )
+    optimizer = state.adamw(1e-3, 10)
+
+    def start(key):
+        params = init_value(model, models.init(model, key))
+        return TrainState(params, optimizer.init(params), key, jnp.int32(0))
+
+    def some(dtype, width=tokens):
+        return jax.ShapeDtypeStruct((rows, width), dtype)
+
+    pairs = Pairs(*(some(kind, 16) for kind in (int, bool)), some(int), some(bool))
+    shapes = jax.eval_shape(start, jax.random.key(0))
+    numbers = (some(jnp.float32),) * 4
+    step = steps.compile_step(steps.ppo_step, model=model, optimizer=optimizer)
+    for compiled in (
+        step.lower(shapes, steps.PPOBatch(pairs, *numbers), {}).compile(),
+        read.lower(model, shapes.params, pairs).compile(),
+    ):
+        temporaries = compiled.memory_analysis().temp_size_in_bytes
+        assert temporaries < rows * tokens * size * 4 / 2
+
+
 # The value head
 
 
 @pytest.mark.parametrize("model", [tiny.GPT2, tiny.T5], ids=["gpt2", "t5"])
 def test_a_value_is_of_the_state_in_which_the_token_is_chosen(model):
     params, batch = valued(tiny.params(0, model=model), model), tiny.pairs(ROWS)
-    read = jax.jit(lambda params, batch: ValueModel(model).completion(params, batch))
-    _, values, tokens, mask = read(params, batch)
+    complete = jax.jit(
+        lambda params, batch: ValueModel(model).completion(params, batch)
+    )
+    _, values, tokens, mask = complete(params, batch)
     assert values.shape == tokens.shape == mask.shape
     assert (values[:, 0] == 0).all()
     by_hand = values_by_hand(model, params, batch)
@@ -64,7 +98,7 @@ def test_a_value_is_of_the_state_in_which_the_token_is_chosen(model):
     # The value of a token depends on what is before it, and on nothing after.
     last = batch._replace(target=np.array(batch.target))
     last.target[:, 1:] = 7
-    changed = read(params, last)[1]
+    changed = complete(params, last)[1]
     np.testing.assert_array_equal(values[:, :3], changed[:, :3])
     assert (values[:, 3:] != changed[:, 3:]).any()
 
