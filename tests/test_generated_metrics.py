@@ -103,15 +103,20 @@ def test_weighted_pr_auc_is_that_of_scikit_learn(decimals):
 
 def test_a_resample_is_the_rows_that_it_draws(monkeypatch):
     probabilities, labels, rng = rows(3)
-    drawn = rng.integers(len(labels), size=(5, len(labels)))
-    counts = np.stack([np.bincount(d, minlength=len(labels)) for d in drawn])
-    by_hand = [metrics.pr_auc_micro(probabilities[d], labels[d]) for d in drawn]
-    weights = counts.astype(float)
-    found = metrics.pr_auc_resampled(probabilities, labels, weights)
+    groups = rng.integers(8, size=len(labels))
+    drawn = rng.integers(8, size=(5, 8))
+    counts = np.stack([np.bincount(d, minlength=8) for d in drawn])
+    weights = rng.random(len(labels))
+    by_hand = []
+    for d in drawn:
+        rows_drawn = np.concatenate([np.flatnonzero(groups == g) for g in d])
+        of_rows = (x[rows_drawn] for x in (probabilities, labels, weights))
+        by_hand.append(metrics.pr_auc_micro(*of_rows))
+    given = probabilities, labels, groups, counts, weights
+    found = metrics.pr_auc_resampled(*given)
     np.testing.assert_allclose(found, by_hand, atol=1e-12)
     monkeypatch.setattr(metrics.classification, "_CELLS", 250)  # two at a time
-    again = metrics.pr_auc_resampled(probabilities, labels, weights)
-    np.testing.assert_array_equal(found, again)
+    np.testing.assert_allclose(found, metrics.pr_auc_resampled(*given), rtol=1e-14)
 
 
 def test_ece_by_hand():

@@ -105,9 +105,11 @@ class _Columns(NamedTuple):
         fully_judged: frozenset[str] | None,
     ) -> "_Columns":
         of_seed, of_query = counts
-        weights = of_query[:, of_row] * rows.weight
         share = of_seed / of_seed.sum(axis=1, keepdims=True)  # [B, S]
-        auc = [metrics.pr_auc_resampled(p, rows.label, weights) for p in found]
+        auc = [
+            metrics.pr_auc_resampled(p, rows.label, of_row, of_query, rows.weight)
+            for p in found
+        ]
         ndcg = np.stack(
             [
                 _ndcg(p @ np.array(labels.gains), rows, labels, fully_judged)

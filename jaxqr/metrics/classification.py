@@ -1,12 +1,12 @@
 """Classifiers: F1, areas under precision-recall curves, calibration."""
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 
 from jaxqr.metrics.rows import check_paired
 
-_CELLS = 1 << 22
-"""Numbers that resampling holds at once: 32 MiB."""
+_CELLS = 1 << 21
+"""Numbers that resampling holds at once: 16 MiB."""
 
 
 def macro_f1(
@@ -63,18 +63,29 @@ def pr_auc_micro(
     >>> pr_auc_micro(np.array([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 1]))
     0.8333333333333333
     """
-    given = np.ones(len(labels)) if weights is None else weights
-    return float(pr_auc_resampled(probabilities, labels, given[None])[0])
+    one = np.zeros(len(labels), np.int64)
+    found = pr_auc_resampled(probabilities, labels, one, np.ones((1, 1)), weights)
+    return float(found[0])
 
 
 def pr_auc_resampled(
     probabilities: Float[np.ndarray, "R K"],
     labels: Int[np.ndarray, " R"],
-    weights: Float[np.ndarray, "B R"],
+    groups: Int[np.ndarray, " R"],
+    counts: Real[np.ndarray, "B G"],
+    weights: Float[np.ndarray, " R"] | None = None,
 ) -> Float[np.ndarray, " B"]:
-    """`pr_auc_micro` under B sets of row weights, such as those of a bootstrap.
+    """`pr_auc_micro` of B resamples, which draw whole groups of rows.
 
-    A bootstrap's weights say how often a row was drawn. NaN where all weights are 0.
+    Args:
+        probabilities: of each class.
+        labels: the true classes.
+        groups: of each row, such as the number of its query.
+        counts: how often each resample draws each group; see `crossed_counts`.
+        weights: how much each row counts besides; None: all count the same.
+
+    Returns:
+        One number for each resample; NaN where nothing was drawn.
 
     Raises:
         ValueError: as `pr_auc_micro`.
@@ -84,8 +95,9 @@ def pr_auc_resampled(
     return _average_precision(
         probabilities.ravel(),
         truth.ravel(),
-        np.repeat(np.arange(len(labels)), classes),
-        weights,
+        np.repeat(groups, classes),
+        counts,
+        None if weights is None else np.repeat(weights, classes),
     )
 
 
@@ -103,11 +115,10 @@ def pr_auc_per_class(
     array([ 1., nan])
     """
     truth = _truth("pr_auc_per_class", probabilities, labels)
-    given = np.ones(len(labels)) if weights is None else weights
-    rows = np.arange(len(labels))
+    one, all_once = np.zeros(len(labels), np.int64), np.ones((1, 1))
     return np.array(
         [
-            _average_precision(column, right, rows, given[None])[0]
+            _average_precision(column, right, one, all_once, weights)[0]
             for column, right in zip(probabilities.T, truth.T, strict=True)
         ]
     )
@@ -116,25 +127,29 @@ def pr_auc_per_class(
 def _average_precision(
     scores: Float[np.ndarray, " N"],
     positive: Bool[np.ndarray, " N"],
-    rows: Int[np.ndarray, " N"],
-    weights: Float[np.ndarray, "B R"],
+    groups: Int[np.ndarray, " N"],
+    counts: Real[np.ndarray, "B G"],
+    weights: Float[np.ndarray, " N"] | None,
 ) -> Float[np.ndarray, " B"]:
-    """Of N decisions, each of one row, under every set of row weights."""
+    """Of N decisions in groups, under every set of counts of the groups."""
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     # The last decision of each threshold.
     ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
-    positive, rows = positive[order], rows[order]
-    found = np.empty(len(weights))
+    groups, positive = groups[order], positive[order, None]
+    by_group = counts.T.astype(np.float64)  # resamples last: sums run down the rows
+    found = np.empty(len(counts))
     size = max(1, _CELLS // len(scores))
-    for start in range(0, len(weights), size):
-        given = weights[start : start + size, rows].astype(np.float64)
-        taken = np.cumsum(given, axis=1)[:, ends]
-        right = np.cumsum(given * positive, axis=1)[:, ends]
-        steps = np.diff(right, axis=1, prepend=0.0)
+    for start in range(0, len(counts), size):
+        given = by_group[groups, start : start + size]
+        if weights is not None:
+            given *= weights[order, None]
+        right = np.cumsum(given * positive, axis=0)[ends]
+        taken = np.cumsum(given, axis=0, out=given)[ends]
+        steps = np.diff(right, axis=0, prepend=0.0)
         with np.errstate(invalid="ignore"):
             precision = np.where(taken > 0, right / taken, 0.0)
-            found[start : start + size] = (steps * precision).sum(axis=1) / right[:, -1]
+            found[start : start + size] = (steps * precision).sum(axis=0) / right[-1]
     return found
 
 
