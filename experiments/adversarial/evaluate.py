@@ -62,24 +62,18 @@ def summary(run: Path, config: Adversarial) -> dict[str, Any]:
     """Everything that the page shows."""
     world = World(run)
     folders = _folders(run, config)
-    stages = {
-        NONE: "none",
-        PROMPTED: "prompted/classifier",
-        TUNED: "cycle-0/classifier",
-    }
-    stages[ADVERSARIAL] = f"cycle-{config.cycles}/classifier"
+    last = f"cycle-{config.cycles}"
+    stages = {NONE: "none", PROMPTED: "prompted", TUNED: "cycle-0", ADVERSARIAL: last}
     if not config.prompted:
         del stages[PROMPTED]
-    by_cycle = {
-        f"cycle {cycle}": f"cycle-{cycle}/classifier"
-        for cycle in range(config.cycles + 1)
-    }
+    by_cycle = {f"cycle {n}": f"cycle-{n}" for n in range(config.cycles + 1)}
+    tables = {part: _table(folders, stages, by_cycle, world, part) for part in PARTS}
     return {
         "name": run.name,
         "about": _about(world, config),
         "split": world.statistics,
-        "strategies": {part: _table(folders, stages, world, part) for part in PARTS},
-        "cycles": {part: _table(folders, by_cycle, world, part) for part in PARTS},
+        "strategies": {part: _named(tables[part], stages) for part in PARTS},
+        "cycles": {part: _named(tables[part], by_cycle) for part in PARTS},
         "synthetic": _synthetic(folders, config),
         "training": _training(folders, config),
         "hard": _hard(folders[0], world, config),
@@ -108,15 +102,37 @@ def _about(world: World, config: Adversarial) -> dict[str, Any]:
 
 
 def _table(
-    folders: Sequence[Path], stages: dict[str, str], world: World, part: str
+    folders: Sequence[Path],
+    stages: dict[str, str],
+    by_cycle: dict[str, str],
+    world: World,
+    part: str,
 ) -> dict[str, Any]:
-    found = {
-        name: [classifier.predictions(folder / stage)[part] for folder in folders]
-        for name, stage in stages.items()
-    }
-    return strategies.table(
-        found, world.rows(part), world.labels, COMPARED, world.fully_judged
-    )
+    """Every classifier once, by its stage: strategies and cycles share some."""
+    found = {}
+    for stage in dict.fromkeys([*stages.values(), *by_cycle.values()]):
+        within = stage if stage == "none" else f"{stage}/classifier"
+        found[stage] = [classifier.predictions(f / within)[part] for f in folders]
+    compared = [
+        (stages[after], stages[before])
+        for after, before in COMPARED
+        if after in stages and before in stages
+    ]
+    rows = world.rows(part)
+    return strategies.table(found, rows, world.labels, compared, world.fully_judged)
+
+
+def _named(table: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """The rows and differences of some stages, under the names that are shown."""
+    shown = {stage: name for name, stage in names.items()}
+    named = dict(table)
+    for key in ("rows", "differences"):
+        named[key] = []
+        for row in table[key]:
+            stages = {k: row[k] for k in ("strategy", "than") if k in row}
+            if all(stage in shown for stage in stages.values()):
+                named[key].append(row | {k: shown[x] for k, x in stages.items()})
+    return named
 
 
 def _synthetic(folders: Sequence[Path], config: Adversarial) -> list[dict[str, Any]]:

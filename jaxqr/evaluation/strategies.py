@@ -21,7 +21,7 @@ from jaxqr.evaluation.classifier import (
 from jaxqr.evaluation.compare import known_mean
 from jaxqr.records import Labels
 
-RESAMPLES = 1000
+RESAMPLES = 500
 METRICS = ("pr_auc", "ndcg")
 """Those with intervals."""
 
