@@ -91,6 +91,12 @@ def make(values=(0.4, 0.5, 0.6), spread=0.02):
         "strategies": {part: table(NAMES, values, spread) for part in ("cold", "test")},
         "cycles": {part: table(cycles, values[1:]) for part in ("cold", "test")},
         "synthetic": [written, written | {"set": "cycle 1", "fidelity": 0.4}],
+        "real": [
+            {"strategy": name, "part": part, "queries": 256, "rouge_l": 0.2}
+            | ({"bert_score": 0.5} if part == "cold" else {})
+            for part in ("cold", "test")
+            for name in NAMES[1:]
+        ],
         "training": [
             {
                 "cycle": 1,

@@ -56,7 +56,7 @@ NARROW = {
     },
     # What it evaluates is a model, whoever trained it.
     "evaluation": {
-        *("records", "metrics", "data", "retrieval"),
+        *("records", "metrics", "models", "data", "retrieval"),
         *("decode", "rewards", "lm"),
     },
     "report": set(),  # it reads a run's files
@@ -86,6 +86,7 @@ LAZY = {"matplotlib", "orbax", "sklearn", "tokenizers", "transformers"}
 JIT = {
     "jaxqr.decode.beams",
     "jaxqr.decode.generation",
+    "jaxqr.evaluation.synthetic",
     "jaxqr.lm",
     "jaxqr.models.convert",
     "jaxqr.models.layers",

@@ -17,13 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxqr
-from experiments import runs
+from experiments import runs, training
 from experiments.adversarial import classifier, synthesis
 from experiments.adversarial.config import Adversarial
 from experiments.adversarial.world import World
 from experiments.cli import command
-from jaxqr import metrics
+from jaxqr.decode import Sampling
 from jaxqr.evaluation import strategies
+from jaxqr.evaluation.synthetic import load_encoder, overlap, variety
 from jaxqr.train.log import read_metrics
 
 NONE, PROMPTED, TUNED, ADVERSARIAL = (
@@ -44,9 +45,8 @@ PARTS = ("cold", "test")
 
 SHOWN = 12
 """Hard queries on the page."""
-DIVERSITY_QUERIES = 500
-"""Queries of a set that distinct-n and self-BLEU are computed of: both depend on how
-many there are."""
+REAL_QUERIES = 256
+"""Real queries whose products and labels generators write for once more."""
 
 
 def main(run: Path, config: Adversarial) -> None:
@@ -75,6 +75,7 @@ def summary(run: Path, config: Adversarial) -> dict[str, Any]:
         "strategies": {part: _named(tables[part], stages) for part in PARTS},
         "cycles": {part: _named(tables[part], by_cycle) for part in PARTS},
         "synthetic": _synthetic(folders, config),
+        "real": _real(folders, world, config),
         "training": _training(folders, config),
         "hard": _hard(folders[0], world, config),
     }
@@ -145,26 +146,46 @@ def _synthetic(folders: Sequence[Path], config: Adversarial) -> list[dict[str, A
         several = []
         for folder in folders:
             here = folder / stage / "synthetic"
-            report = runs.read_json(here / "report.json")
-            several.append(report | _variety(here))
-        line = {
-            key: float(np.mean([one[key] for one in several])) for key in several[0]
-        }
-        lines.append({"set": name} | line)
+            table = pq.read_table(here / synthesis.FILE, columns=["query", "product"])
+            texts = (column.to_pylist() for column in table.itercolumns())
+            several.append(runs.read_json(here / "report.json") | variety(*texts))
+        lines.append({"set": name} | _mean(several))
     return lines
 
 
-def _variety(folder: Path) -> dict[str, float]:
-    table = pq.read_table(folder / synthesis.FILE, columns=["query", "product"])
-    queries, products = (column.to_pylist() for column in table.itercolumns())
-    some = queries[:DIVERSITY_QUERIES]
-    own = metrics.copied(queries, products)
-    return {
-        "distinct_1": metrics.distinct_n(some, 1),
-        "distinct_2": metrics.distinct_n(some, 2),
-        "self_bleu": float(metrics.self_bleu(some).mean()),
-        "copied": float(np.mean(own == 1)),
-    }
+def _real(
+    folders: Sequence[Path], world: World, config: Adversarial
+) -> list[dict[str, Any]]:
+    """What generators write for the products and labels of real queries.
+
+    Of cold products and of the others, by the fine-tuned generator and the last one.
+    """
+    embed = load_encoder(config.encoder) if config.encoder else None
+    writers = {TUNED: "generator"}
+    writers[ADVERSARIAL] = f"cycle-{config.cycles}/ppo"
+    lengths = world.settings.lengths
+    sampling = Sampling(lengths.source, lengths.target)
+    lines = []
+    for part in PARTS:
+        rows = world.rows(part).shuffled(0, REAL_QUERIES)
+        asked = world.sources(rows.product_id.tolist(), rows.label.tolist())
+        for name, stage in writers.items():
+            several = []
+            for folder in folders:
+                lm = training.load_frozen(
+                    folder / stage / "model", config.synthesis.compute
+                )
+                written = [one.text for (one,) in lm.rewrite(asked, sampling=sampling)]
+                columns = overlap(written, rows.query.tolist(), embed)
+                several.append({k: float(x.mean()) for k, x in columns.items()})
+            line = {"strategy": name, "part": part, "queries": len(asked)}
+            lines.append(line | _mean(several))
+    return lines
+
+
+def _mean(several: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Over seeds."""
+    return {key: float(np.mean([one[key] for one in several])) for key in several[0]}
 
 
 def _training(folders: Sequence[Path], config: Adversarial) -> list[dict[str, Any]]:

@@ -60,3 +60,15 @@ def pad_pairs(
 def pad_prompts(sources: Sequence[list[int]], width: int, fill: int) -> PromptBatch:
     """A `PromptBatch` of the given width."""
     return PromptBatch(*pad_left(sources, width, fill))
+
+
+def longest_first(
+    one: list[int], two: list[int], most: int
+) -> tuple[list[int], list[int]]:
+    """At most `most` ids of two lists, as the longer one loses its last id in turn."""
+    if len(one) + len(two) <= most:
+        return one, two
+    half, odd = divmod(most, 2)
+    kept = half + odd if len(one) > len(two) else half
+    kept = min(len(one), max(kept, most - len(two)))
+    return one[:kept], two[: most - kept]

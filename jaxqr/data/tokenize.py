@@ -32,7 +32,7 @@ from jaxqr.data import compare, folders, prompts
 from jaxqr.data.encoding import Encode, valid_unicode
 from jaxqr.data.prompt_ids import tokenize_template
 from jaxqr.data.prompts import PromptTemplate, Source
-from jaxqr.data.rows import EncoderRow, Row
+from jaxqr.data.rows import EncoderRow, Row, longest_first
 from jaxqr.data.rows import pad_left as pad_left
 from jaxqr.data.rows import pad_pairs as pad_pairs
 from jaxqr.data.rows import pad_prompts as pad_prompts
@@ -311,11 +311,24 @@ class Tokenizer:
         weights = [1.0] * len(first) if weights is None else weights
         encoded = self.encode(first), self.encode(second)
         for one, two, label, weight in zip(*encoded, labels, weights, strict=True):
-            one, two = _longest_first(one, two, max_tokens - taken)
+            one, two = longest_first(one, two, max_tokens - taken)
             one, two = [*start, *one, *middle], [*two, *end]
             segments = [0] * len(one) + [1] * len(two)
             rows.append(EncoderRow([*one, *two], segments, label, weight))
         return rows
+
+    def alone(
+        self, texts: Sequence[str], *, max_tokens: int
+    ) -> tuple[list[EncoderRow], list[slice]]:
+        """Rows of single texts for an encoder, and where its own tokens are in each."""
+        start, _, end = self._pair_template()
+        most = max(0, max_tokens - len(start) - len(end))
+        rows, places = [], []
+        for ids in self.encode(texts):
+            tokens = [*start, *ids[:most], *end]
+            rows.append(EncoderRow(tokens, [0] * len(tokens), 0))
+            places.append(slice(len(start), len(tokens) - len(end)))
+        return rows, places
 
     def _pair_template(self) -> tuple[list[int], list[int], list[int]]:
         """The ids before, between and after two texts; there is always a middle."""
@@ -328,18 +341,6 @@ class Tokenizer:
         # GPT-2's folder has no template, its texts would run into each other.
         middle = pair.ids[last:two] or self._newline or [self.eos]
         return pair.ids[:one], middle, pair.ids[end:]
-
-
-def _longest_first(
-    one: list[int], two: list[int], most: int
-) -> tuple[list[int], list[int]]:
-    """At most `most` ids of two lists, as the longer one loses its last id in turn."""
-    if len(one) + len(two) <= most:
-        return one, two
-    half, odd = divmod(most, 2)
-    kept = half + odd if len(one) > len(two) else half
-    kept = min(len(one), max(kept, most - len(two)))
-    return one[:kept], two[: most - kept]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

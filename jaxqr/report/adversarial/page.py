@@ -77,6 +77,7 @@ def render(summary: Mapping[str, Any], images: Mapping[str, Image]) -> str:
                 for part, title in PARTS.items()
             ],
             "labels": [label["name"] for label in about["labels"]],
+            "part_names": PARTS,
             "reasons": REASONS,
             "source": SOURCES.get(about["source"], about["source"]),
             "window": WINDOW,

@@ -84,6 +84,14 @@ SUMMARY = {
             **dict.fromkeys(REASONS, NUMBER),
         }
     ],
+    "real": [  # written for products and labels of real queries; `bert_score` too, F1,
+        {  # where an encoder was given
+            "strategy": str,
+            "part": ("cold", "test"),
+            "queries": int,
+            "rouge_l": NUMBER,
+        }
+    ],
     "training": [  # every update of the first seed
         {
             "cycle": int,
