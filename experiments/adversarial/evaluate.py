@@ -189,12 +189,14 @@ def _mean(several: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _training(folders: Sequence[Path], config: Adversarial) -> list[dict[str, Any]]:
-    """Every logged update of PPO, of the first seed, cycle by cycle."""
+    """Every rollout of PPO, of the first seed, cycle by cycle."""
+    ppo = config.ppo
+    minibatches = ppo.epochs * ppo.rollouts // ppo.optimizer.batch_size
     return [
         {"cycle": cycle} | line
         for cycle in range(1, config.cycles + 1)
         for line in read_metrics(folders[0] / f"cycle-{cycle}/ppo/metrics.jsonl")
-        if line["kind"] == "train"
+        if line["kind"] == "train" and line["step"] % minibatches == 1 % minibatches
     ]
 
 

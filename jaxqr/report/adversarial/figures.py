@@ -14,6 +14,7 @@ from jaxqr.report.drawing import (
     STYLE,
     VERMILION,
     Image,
+    at_least,
     draw_interval,
     ends,
     moving_average,
@@ -24,7 +25,7 @@ from jaxqr.report.format import number, signed
 
 NAMES = ("strategies", "cycles", "ppo")
 WINDOW = 5
-"""Updates in the moving average of the rollouts' numbers."""
+"""Rollouts in the moving average of their numbers."""
 
 PARTS = {"cold": "products never met", "test": "products sold already"}
 """Parts of the split, as titles."""
@@ -32,7 +33,7 @@ PARTS = {"cold": "products never met", "test": "products sold already"}
 PANELS = {
     "score": ("Terminal reward", "nats"),
     "classifier_loss": ("Classifier's loss", "nats"),
-    "kl": ("KL to the fine-tuned generator", "nats per query"),
+    "kl": ("KL to the start", "nats per query"),
     "entropy": ("Entropy", "nats per token"),
     "length": ("Length", "tokens"),
     "clipped": ("Clipped losses", "share"),
@@ -99,12 +100,13 @@ def cycles(by_cycle: Mapping[str, Any], strategies: Mapping[str, Any]) -> Image:
         none = next(r for r in strategies[part]["rows"] if r["strategy"] == NONE)
         axes.axhline(value(none, "pr_auc"), color=GREY, ls=(0, (4, 3)), lw=1.3)
         axes.set(title=PARTS[part], xlabel="cycle", ylabel="PR-AUC", xticks=steps)
+        at_least(axes, 0.05)
         words.append(f"{PARTS[part]} {ends(points.tolist())}")
     return Image(png(figure), f"PR-AUC from the first to the last cycle: {words}.")
 
 
 def ppo(training: Sequence[Mapping[str, Any]]) -> Image:
-    """What the rollouts of every update were like, cycle after cycle."""
+    """What the rollouts were like, cycle after cycle."""
     figure = new_figure(4.6)
     panels = figure.subplots(2, 3, sharex=True).ravel()
     starts = [
@@ -123,8 +125,8 @@ def ppo(training: Sequence[Mapping[str, Any]]) -> Image:
         axes.set(title=title, ylabel=unit)
         words.append(f"{title} {ends(smooth.tolist())} {unit}")
     for axes in panels[3:]:
-        axes.set_xlabel("update, all cycles")
-    return Image(png(figure), f"Over the updates of all cycles: {'; '.join(words)}.")
+        axes.set_xlabel("rollout, all cycles")
+    return Image(png(figure), f"Over the rollouts of all cycles: {'; '.join(words)}.")
 
 
 def ablation(result: Mapping[str, Any]) -> Image:

@@ -92,7 +92,7 @@ SUMMARY = {
             "rouge_l": NUMBER,
         }
     ],
-    "training": [  # every update of the first seed
+    "training": [  # every rollout of the first seed
         {
             "cycle": int,
             "step": int,
