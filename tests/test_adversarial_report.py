@@ -43,6 +43,9 @@ def table(names, values, spread=0.02):
             }
             for after, before in pairs
         ],
+        "categories": [
+            {"category": "shoes > boots", "judgements": 900, "pr_auc": known}
+        ],
         "floors": {"pr_auc": 0.3, "ndcg": 0.6},
         "judgements": 1200,
         "queries": 90,
@@ -159,6 +162,7 @@ def test_a_page_is_written(tmp_path):
     for heading in ("Strategies", "Cycles", "Hard queries", "Definitions"):
         assert f">{heading}</h2>" in page
     assert "mean of 2 seeds" in page
+    assert "shoes &gt; boots" in page
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_floors(table):
 
 
 def test_ndcg_is_of_fully_judged_queries():
-    found = strategies.table(GIVEN, ROWS, LABELS, [], frozenset("ac"))
+    found = strategies.table(GIVEN, ROWS, LABELS, [], fully_judged=frozenset("ac"))
     gains = np.array(LABELS.gains)
     known = []
     for p in GIVEN["None"]:
@@ -105,10 +105,29 @@ def test_ndcg_is_of_fully_judged_queries():
             truth, scores = gains[ROWS.label][mine], (p @ gains)[mine]
             known.append(ndcg_score(truth[None], scores[None], k=10))
     assert found["rows"][0]["ndcg"] == pytest.approx(np.mean(known))
-    none = strategies.table(GIVEN, ROWS, LABELS, [], frozenset())
+    none = strategies.table(GIVEN, ROWS, LABELS, [], fully_judged=frozenset())
     assert np.isnan(none["rows"][0]["ndcg"])
     assert np.isnan(none["floors"]["ndcg"])
     assert none["rows"][0]["pr_auc"] == found["rows"][0]["pr_auc"]
+
+
+def test_categories_by_hand():
+    categories = np.array(["x"] * 3 + ["y"] * 5 + [""])
+    found = strategies.table(GIVEN, ROWS, LABELS, [], categories=categories)
+    lines = found["categories"]
+    assert [(line["category"], line["judgements"]) for line in lines] == [
+        ("y", 5),
+        ("x", 3),
+    ]
+    for line in lines:
+        mine = categories == line["category"]
+        for name, several in GIVEN.items():
+            known = [
+                average_precision_score(TRUTH[mine].ravel(), p[mine].ravel())
+                for p in several
+            ]
+            assert line["pr_auc"][name] == pytest.approx(np.mean(known))
+    assert strategies.table(GIVEN, ROWS, LABELS, [])["categories"] == []
 
 
 def test_rows_count_by_their_weight():

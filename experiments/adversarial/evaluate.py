@@ -120,7 +120,12 @@ def _table(
         if after in stages and before in stages
     ]
     rows = world.rows(part)
-    return strategies.table(found, rows, world.labels, compared, world.fully_judged)
+    categories = [world.products[id].category for id in rows.product_id]
+    return strategies.table(
+        *(found, rows, world.labels, compared),
+        categories=np.array(categories),
+        fully_judged=world.fully_judged,
+    )
 
 
 def _named(table: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
@@ -133,6 +138,10 @@ def _named(table: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
             stages = {k: row[k] for k in ("strategy", "than") if k in row}
             if all(stage in shown for stage in stages.values()):
                 named[key].append(row | {k: shown[x] for k, x in stages.items()})
+    named["categories"] = [
+        line | {"pr_auc": {n: line["pr_auc"][stage] for n, stage in names.items()}}
+        for line in table["categories"]
+    ]
     return named
 
 

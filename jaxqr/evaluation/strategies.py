@@ -5,11 +5,12 @@ is one number of all rows of a seed; intervals come from drawing queries and see
 replacement, the same ones for every strategy (`metrics.crossed_counts`).
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from jaxqr import metrics
 from jaxqr.evaluation.classifier import (
@@ -22,6 +23,8 @@ from jaxqr.evaluation.compare import known_mean
 from jaxqr.records import Labels
 
 RESAMPLES = 500
+CATEGORIES = 12
+"""Most categories that are told."""
 METRICS = ("pr_auc", "ndcg")
 """Those with intervals."""
 
@@ -34,6 +37,8 @@ def table(
     rows: Judged,
     labels: Labels,
     compared: Sequence[tuple[str, str]],
+    *,
+    categories: Shaped[np.ndarray, " R"] | None = None,
     fully_judged: frozenset[str] | None = None,
 ) -> dict[str, Any]:
     """PR-AUC, nDCG@10 and calibration of every strategy, and how they differ.
@@ -44,10 +49,12 @@ def table(
         labels: of the collection; a product's rank follows its expected gain.
         compared: (after, before) strategies whose differences are told, where both are
             there.
+        categories: of each row's product, "" where it has none; None: there are none.
         fully_judged: the queries that nDCG is of; None: all.
 
     Returns:
         `rows`, one per strategy, means over seeds with 95 % intervals;
+        `categories`, the same PR-AUC within each of the most judged ones;
         `differences`; `floors`: PR-AUC of guessing by the labels' frequency, and nDCG
         of a random order; and how many rows, queries and seeds there are.
     """
@@ -81,6 +88,7 @@ def table(
             if after in strategies and before in strategies
             for metric in METRICS
         ],
+        "categories": _by_category(strategies, rows, categories),
         "floors": _floors(rows, labels, fully_judged),
         "judgements": len(rows.label),
         "queries": len(number),
@@ -184,6 +192,28 @@ def _points(
         "pr_auc_by_seed": auc,
         "pr_auc_by_class": dict(named),
     }
+
+
+def _by_category(
+    strategies: Mapping[str, Probabilities],
+    rows: Judged,
+    categories: Shaped[np.ndarray, " R"] | None,
+) -> list[dict[str, Any]]:
+    """Means over seeds of PR-AUC within the most judged categories."""
+    if categories is None:
+        return []
+    known = Counter(category for category in categories.tolist() if category)
+    lines = []
+    for category, count in known.most_common(CATEGORIES):
+        mine = np.flatnonzero(categories == category)
+        label, weight = rows.label[mine], rows.weight[mine]
+        auc = {
+            name: [metrics.pr_auc_micro(p[mine], label, weight) for p in found]
+            for name, found in strategies.items()
+        }
+        line = {name: float(np.mean(values)) for name, values in auc.items()}
+        lines.append({"category": category, "judgements": count, "pr_auc": line})
+    return lines
 
 
 def _ndcg(

@@ -33,6 +33,7 @@ _TABLE = {
             "high": NUMBER,
         }
     ],
+    "categories": [{"category": str, "judgements": int, "pr_auc": {str: NUMBER}}],
     "floors": {"pr_auc": NUMBER, "ndcg": NUMBER},
     "judgements": int,
     "queries": int,
