@@ -19,7 +19,7 @@ from experiments.adversarial.synthesis import Judges
 from experiments.adversarial.world import World
 from jaxqr.evaluation.classifier import Judged
 
-CHECKER_ROWS = 20_000
+CHECKER_ROWS = 10_000
 """Most rows that the checker learns from."""
 CHECKER = 1000
 """What the checker's seed is more than the others'."""

@@ -42,12 +42,13 @@ SHOP = Adversarial(
         "student", "t5-tiny", OptimizerConfig(2000, 64, 2e-3), denoise=2, select=4
     ),
     Generator(
-        OptimizerConfig(1200, 64, 1e-3, evaluate_every=300),
+        OptimizerConfig(900, 64, 1e-3, evaluate_every=300),
         rows_per_query=4,
         selections=1,
     ),
-    QueryClassifier(rows=8000, max_tokens=32),
-    PPO(OptimizerConfig(160, 64, 1e-4, "constant")),
+    QueryClassifier(rows=6000, max_tokens=32),
+    PPO(OptimizerConfig(112, 64, 1e-4, "constant")),
+    Synthesis(rows=2500),
 )
 
 _SCRATCH = Lengths(source=64, target=16, corpus=64)
