@@ -3,7 +3,7 @@
 import csv
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,7 +11,7 @@ import pytest
 import releases
 import tiny
 
-from experiments import runs
+from experiments import ablate, runs
 from experiments.adversarial import __main__ as command
 from experiments.adversarial import (
     classifier,
@@ -22,7 +22,12 @@ from experiments.adversarial import (
     synthesis,
     world,
 )
-from experiments.adversarial.config import Generator, QueryClassifier, Synthesis
+from experiments.adversarial.config import (
+    PPO,
+    Generator,
+    QueryClassifier,
+    Synthesis,
+)
 from experiments.adversarial.presets import PRESETS
 from experiments.adversarial.synthesis import Drafts
 from experiments.config import Lengths, OptimizerConfig
@@ -306,6 +311,44 @@ def test_an_instruct_model_is_a_strategy(run, tmp_path):
     assert summary["synthetic"][0]["kl"] is None  # it has no start to be far from
     asked = Tokenizer.load(run / "seed-0/generator/model").prompt
     assert asked.names == ("label", "product")
+
+
+def test_an_ablation_shares_what_does_not_depend_on_it(run, tmp_path):
+    here = tmp_path / run.name
+    shutil.copytree(run, here)
+    base = {f.name: getattr(CONFIG, f.name) for f in fields(CONFIG)}
+    ablate.main(here, ablate.Ablation(**base, parameter="kl-coef", values=("0",)))
+    value = here / "ablation/kl-coef-0"
+    assert (value / "seed-0/generator").is_symlink()
+    assert (value / "seed-0/cycle-0").is_symlink()
+    assert not (value / "seed-0/cycle-1").is_symlink()
+    assert runs.read(value / "seed-0/cycle-1/ppo", PPO).kl_coef == 0
+    told = runs.read_json(here / "ablation/kl-coef.json")
+    ((point,), summary) = told["points"], runs.read_json(value / "summary.json")
+    assert point["pr_auc_cold"] == summary["strategies"]["cold"]["rows"][-1]["pr_auc"]
+    assert (here / "figures/ablation-kl-coef.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "message"),
+    [
+        ("alpha", "much", "alpha 'much': expected a number"),
+        ("pgen-sign", "both", "expected formula or prose"),
+    ],
+)
+def test_an_ablation_of_nothing(run, data, parameter, value, message):
+    with pytest.raises(ValueError, match=message):
+        ablate._varied(run, data, CONFIG, parameter, value)
+
+
+def test_what_an_ablation_varies(run, data):
+    alpha = ablate._varied(run, data, CONFIG, "alpha", "0.5")
+    assert alpha == replace(CONFIG, ppo=replace(CONFIG.ppo, alpha=0.5))
+    sign = ablate._varied(run, data, CONFIG, "pgen-sign", "prose")
+    assert sign == replace(CONFIG, ppo=replace(CONFIG.ppo, pgen_sign="prose"))
+    pretrained = replace(CONFIG, pretrain=None)
+    with pytest.raises(ValueError, match="sizes of a generator are pretrained"):
+        ablate._varied(run, data, pretrained, "generator", "t5-tiny")
 
 
 def test_the_label_is_never_cut(data):
