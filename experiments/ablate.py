@@ -14,7 +14,7 @@ on it are those of the run itself, linked. Writes `ablation/PARAMETER.json` and
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -25,8 +25,10 @@ from experiments.adversarial.config import Adversarial
 from experiments.adversarial.presets import PRESETS
 from experiments.adversarial.world import World
 from experiments.cli import launch
+from jaxqr import models
 from jaxqr.report.adversarial.figures import ablation
 from jaxqr.report.adversarial.schema import ADVERSARIAL
+from jaxqr.rewards.adversarial import PgenSign
 
 SHARED = ("checker", "none")
 """Stages of a seed that no value changes."""
@@ -46,6 +48,9 @@ class Ablation(Adversarial):
 def main(run: Path, config: Ablation) -> None:
     """Runs every value, and draws the figure."""
     base = Adversarial(**{f.name: getattr(config, f.name) for f in fields(Adversarial)})
+    for value in config.values:
+        _check(config.parameter, value)
+    world.check_folders(base)
     world.prepare(run, base.data)
     data = World(run)
     if base.pretrain:
@@ -71,13 +76,34 @@ def main(run: Path, config: Ablation) -> None:
     Console().print(f"wrote {path}")
 
 
+def _check(parameter: str, value: str) -> None:
+    """Refuses a value before anything is run.
+
+    Raises:
+        ValueError: it is not one of the parameter's.
+    """
+    if parameter == "pgen-sign" and value not in get_args(PgenSign):
+        raise ValueError(
+            f"{parameter} {value!r}: expected {' or '.join(get_args(PgenSign))}"
+        )
+    if parameter == "generator" and value not in models.PRESETS:
+        raise ValueError(
+            f"{parameter} {value!r}: expected one of {', '.join(models.PRESETS)}"
+        )
+    if parameter in ("alpha", "kl-coef"):
+        try:
+            float(value)
+        except ValueError:
+            raise ValueError(f"{parameter} {value!r}: expected a number") from None
+
+
 def _varied(
     run: Path, data: World, base: Adversarial, parameter: str, value: str
 ) -> Adversarial:
     """The settings with one value.
 
     Raises:
-        ValueError: it is not one of the parameter's.
+        ValueError: sizes of a generator, and nothing is trained from scratch.
     """
     if parameter == "generator":
         if not base.pretrain:
@@ -89,16 +115,9 @@ def _varied(
         pretrain = replace(base.pretrain, model=value)
         generator.pretrained(run, data, pretrain, folder)
         return replace(base, generator=replace(base.generator, init=folder / "model"))
+    given: Any = value if parameter == "pgen-sign" else float(value)
     name = parameter.replace("-", "_")
-    if name == "pgen_sign":
-        if value not in ("formula", "prose"):
-            raise ValueError(f"pgen-sign {value!r}: expected formula or prose")
-        return replace(base, ppo=replace(base.ppo, pgen_sign=value))
-    try:
-        number = float(value)
-    except ValueError:
-        raise ValueError(f"{parameter} {value!r}: expected a number") from None
-    return replace(base, ppo=replace(base.ppo, **{name: number}))
+    return replace(base, ppo=replace(base.ppo, **{name: given}))
 
 
 def _link(run: Path, here: Path, stages: list[str]) -> None:

@@ -35,6 +35,7 @@ from jaxqr import report
 from jaxqr.data.tokenize import Tokenizer
 from jaxqr.evaluation.classifier import Judged
 from jaxqr.lm import LM
+from jaxqr.records import Collection, Judgements
 from jaxqr.train import loop
 from jaxqr.train.log import read_metrics
 
@@ -334,11 +335,28 @@ def test_an_ablation_shares_what_does_not_depend_on_it(run, tmp_path):
     [
         ("alpha", "much", "alpha 'much': expected a number"),
         ("pgen-sign", "both", "expected formula or prose"),
+        ("generator", "large", "'large': expected one of gpt2"),
     ],
 )
-def test_an_ablation_of_nothing(run, data, parameter, value, message):
+def test_an_ablation_of_nothing(tmp_path, parameter, value, message):
+    base = {f.name: getattr(CONFIG, f.name) for f in fields(CONFIG)}
+    given = {"parameter": parameter, "values": ("0.5", value)[parameter != "alpha" :]}
     with pytest.raises(ValueError, match=message):
-        ablate._varied(run, data, CONFIG, parameter, value)
+        ablate.main(tmp_path / "run", ablate.Ablation(**base, **given))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "option", ["generator.init", "classifier.init", "prompted", "encoder"]
+)
+def test_a_model_that_is_not_there(tmp_path, option):
+    name, *inner = option.split(".")
+    given = tmp_path / "nowhere"
+    if inner:
+        given = replace(getattr(CONFIG, name), init=given)
+    with pytest.raises(FileNotFoundError, match=f"folder with --{option}"):
+        command.main(tmp_path / "run", replace(CONFIG, **{name: given}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_an_ablation_varies(run, data):
@@ -368,7 +386,7 @@ def test_settings_of_another_run_are_refused(run):
 
 
 def test_a_source_without_its_folder(tmp_path):
-    for name in ("esci-small", "wands", "home-depot", "category", "paper"):
+    for name in ("wands", "home-depot", "category"):
         with pytest.raises(ValueError, match=r"give it with --data\.folder"):
             command.main(tmp_path / name, PRESETS[name])
         assert not (tmp_path / name / "data").exists()
@@ -396,6 +414,18 @@ def test_presets_read_the_published_files(tmp_path, name):
     # The second time it is done, wherever the files are by then.
     moved = files.rename(tmp_path / "moved")
     world.prepare(tmp_path / "run", replace(settings, folder=moved))
+
+
+def test_only_fully_judged_queries_where_asked():
+    judged = Judgements(*(np.array(list(x), object) for x in ("aab", "xyx", "EIE")))
+    split = {"a": "test", "b": "train"}
+    whole = Collection({}, split, judged, fully_judged=frozenset("a"))
+    found = world._fully_judged(whole)
+    assert found.split == {"a": "test"}
+    assert found.judgements.product_id.tolist() == ["x", "y"]
+    assert world._fully_judged(whole._replace(fully_judged=None)).split == split
+    with pytest.raises(ValueError, match=r"leave out --data\.fully-judged"):
+        world._fully_judged(whole._replace(fully_judged=frozenset()))
 
 
 def test_statistics_state_the_split(run, data):

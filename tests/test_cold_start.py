@@ -93,6 +93,8 @@ def test_missing_splits_are_drawn(collection):
     count = {name: len(told(collection, found, name)[0]) for name in PARTS}
     assert count["test"] == round(0.1 * len(split))
     assert count["validation"] == round(0.1 * (len(split) - count["test"]))
+    many = cold_start(collection._replace(split=split), held_out=0.3)
+    assert len(told(collection, many, "test")[0]) == round(0.3 * len(split))
 
 
 @pytest.mark.parametrize(

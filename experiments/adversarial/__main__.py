@@ -6,13 +6,14 @@ from experiments import adversarial
 from experiments.adversarial import cycles, evaluate, generator, world
 from experiments.adversarial.config import Adversarial
 from experiments.adversarial.presets import PRESETS
-from experiments.adversarial.world import World
+from experiments.adversarial.world import World, check_folders
 from experiments.cli import launch
 from jaxqr import report
 
 
 def main(run: Path, config: Adversarial) -> None:
     """Runs every stage of every seed, and writes the tables."""
+    check_folders(config)
     world.prepare(run, config.data)
     data = World(run)
     if config.pretrain:

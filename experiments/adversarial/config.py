@@ -28,6 +28,14 @@ class Data(SourceConfig):
     """Share of the judged products that are cold."""
     independent_share: float = 0.25
     """Share of the training queries that only the checker learns from."""
+    held_out_share: float = 0.1
+    """Share of the training queries for each of test and validation, where the data
+    have no such split."""
+    official_split: bool = True
+    """Keep the split that the data have, if any; without it queries are dealt out
+    afresh."""
+    fully_judged: bool = False
+    """Only queries whose whole list of products was judged."""
     fields: tuple[Field, ...] = ("title", "brand", "color")
     """What generator and classifier read of a product, in this order."""
 

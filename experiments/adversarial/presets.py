@@ -3,7 +3,7 @@
 ==============  ====================================================================
 `shop`          the synthetic shop, models from scratch; 2 CPU cores, a quarter of an
                 hour for each seed
-`esci-small`    the ESCI extract's queries; give `--generator.init` and
+`esci-small`    the ESCI extract's fully judged queries; give `--generator.init` and
                 `--classifier.init` pretrained folders
 `wands`         Wayfair's release
 `home-depot`    Home Depot's release
@@ -28,7 +28,12 @@ from experiments.adversarial.config import (
     QueryClassifier,
     Synthesis,
 )
-from experiments.config import Lengths, OptimizerConfig, Pretrain
+from experiments.config import (
+    Lengths,
+    OptimizerConfig,
+    Pretrain,
+    PromptConfig,
+)
 
 SHOP = Adversarial(
     Data(
@@ -72,20 +77,32 @@ CATEGORY = replace(
 )
 
 ESCI_SMALL = Adversarial(
-    Data(source="esci", unit="product", lengths=Lengths(source=96, target=24)),
+    Data(
+        source="esci",
+        unit="product",
+        official_split=False,  # the official test part has nearly all of these queries
+        held_out_share=0.25,
+        fully_judged=True,
+        lengths=Lengths(source=64, target=16),
+    ),
     None,
     Generator(
-        OptimizerConfig(300, 16, 1e-4, evaluate_every=100), init=Path("SmolLM2-135M")
+        OptimizerConfig(60, 8, 1e-4, evaluate_every=20),
+        init=Path("SmolLM2-135M-Instruct"),
+        prompt=PromptConfig("completion"),
+        rows_per_query=8,
+        validation_rows=64,
     ),
     QueryClassifier(
+        epochs=3,
         batch_size=32,
         learning_rate=1e-4,
         init=Path("all-MiniLM-L6-v2"),
-        max_tokens=96,
+        max_tokens=64,
     ),
-    PPO(OptimizerConfig(32, 16, 1e-5, "constant"), rollouts=32),
-    Synthesis(rows=1000),
-    cycles=2,
+    PPO(OptimizerConfig(16, 8, 1e-5, "constant"), rollouts=32),
+    Synthesis(rows=300),
+    cycles=1,
 )
 
 PAPER = Adversarial(

@@ -13,13 +13,13 @@ import numpy as np
 from rich.console import Console
 
 from experiments import runs, sources
-from experiments.adversarial.config import Data
+from experiments.adversarial.config import Adversarial, Data
 from experiments.prepare import corpus
 from jaxqr.data import tables
 from jaxqr.data.cold_start import ColdStart, cold_start
 from jaxqr.data.tokenize import Tokenizer, train_tokenizer
 from jaxqr.evaluation.classifier import Judged
-from jaxqr.records import Judgements, Labels, Product
+from jaxqr.records import Collection, Judgements, Labels, Product
 from jaxqr.rewards.relevance import product_text
 
 COMMAND = "python -m experiments.adversarial PRESET"
@@ -27,6 +27,25 @@ SPLIT = "cold_start.npz"
 
 WORDS = {"E": "exact", "S": "substitute", "C": "complement", "I": "irrelevant"}
 """What ESCI's letters stand for; other labels are words already."""
+
+
+def check_folders(config: Adversarial) -> None:
+    """Refuses models that are not there, before anything is run.
+
+    Raises:
+        FileNotFoundError: names the option.
+    """
+    given = {
+        "generator.init": config.generator.init,
+        "classifier.init": config.classifier.init,
+        "prompted": config.prompted,
+        "encoder": config.encoder,
+    }
+    for name, folder in given.items():
+        if folder is not None and not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder} is not a folder: give a Hugging Face folder with --{name}"
+            )
 
 
 def prepare(run: Path, config: Data) -> None:
@@ -37,11 +56,17 @@ def prepare(run: Path, config: Data) -> None:
         if not work:
             return
         collection, _ = sources.load(config, "--data.folder")
+        if config.fully_judged:
+            collection = _fully_judged(collection)
+        if not config.official_split:
+            forgotten = dict.fromkeys(collection.split, "train")
+            collection = collection._replace(split=forgotten)
         split = cold_start(
             collection,
             unit=config.unit,
             share=config.cold_share,
             independent=config.independent_share,
+            held_out=config.held_out_share,
             seed=config.seed,
         )
         tables.save(folder, collection)
@@ -163,6 +188,28 @@ class World:
             "unit": self.settings.unit,
             "parts": parts,
         }
+
+
+def _fully_judged(collection: Collection) -> Collection:
+    """The queries whose whole list was judged, with their judgements.
+
+    Raises:
+        ValueError: there are none.
+    """
+    whole = collection.fully_judged
+    if whole is None:
+        return collection
+    if not whole:
+        raise ValueError(
+            "no query of this source is fully judged: leave out --data.fully-judged"
+        )
+    judged = collection.judgements
+    rows = np.array([query in whole for query in judged.query], np.bool_)
+    query, product_id, label = (column[rows] for column in judged[:3])
+    weight = None if judged.weight is None else judged.weight[rows]
+    split = {query: of for query, of in collection.split.items() if query in whole}
+    kept = Judgements(query, product_id, label, weight)
+    return collection._replace(split=split, judgements=kept)
 
 
 def _corpus(

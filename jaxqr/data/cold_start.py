@@ -47,13 +47,14 @@ def cold_start(
     unit: Unit = "category",
     share: float = 0.25,
     independent: float = 0.25,
+    held_out: float = 0.1,
     seed: int = 0,
 ) -> ColdStart:
     """Splits judgements such that whole categories, or products, are unseen.
 
     Units are drawn at random until they hold at least `share` of the products that are
     judged for a query. Queries keep their split; where there are none for validation,
-    or for test, a tenth of the training queries is drawn.
+    or for test, some of the training queries are drawn.
 
     Args:
         collection: products, queries and judgements.
@@ -61,12 +62,15 @@ def cold_start(
         share: of the judged products, in (0, 1).
         independent: share of the training queries that only another classifier sees,
             in (0, 1).
+        held_out: share of the training queries that becomes the test part, or the
+            validation part, where there is none; in (0, 1).
         seed: of every draw.
 
     Raises:
         ValueError: a share that is not between 0 and 1, or a part without rows.
     """
-    for name, value in (("share", share), ("independent", independent)):
+    shares = {"share": share, "independent": independent, "held_out": held_out}
+    for name, value in shares.items():
         if not 0 < value < 1:
             raise ValueError(f"{name}={value}: expected a number between 0 and 1")
     rng = np.random.default_rng(seed)
@@ -82,7 +86,7 @@ def cold_start(
         share * len(judged),
         rng,
     )
-    part_of = _queries(collection.split, independent, rng)
+    part_of = _queries(collection.split, held_out, independent, rng)
     part = np.array([part_of[query] for query in queries])
     is_cold = np.array([id in cold for id in ids], np.bool_)
 
@@ -123,11 +127,15 @@ def _cold(
 
 
 def _queries(
-    split: dict[str, str], independent: float, rng: np.random.Generator
+    split: dict[str, str],
+    held_out: float,
+    independent: float,
+    rng: np.random.Generator,
 ) -> dict[str, str]:
     """The part of every query."""
     part = dict(split)
-    wanted = {name: 0.1 for name in ("test", "validation") if name not in part.values()}
+    missing = {"test", "validation"} - set(part.values())
+    wanted = dict.fromkeys(sorted(missing), held_out)
     for name, share in (wanted | {"independent": independent}).items():
         left = sorted(query for query, of in part.items() if of == "train")
         chosen = rng.permutation(len(left))[: round(share * len(left))]
