@@ -93,6 +93,8 @@ class Config:
     """Compute dtype of jaxqr; torch stays in float32."""
     torch: bool = True
     """Time torch as well, if it is installed."""
+    works: tuple[str, ...] = ()
+    """Which workloads to time, such as "PPO round"; none: all."""
     cores: int = 1
     """CPU cores to pin to; 0 leaves them all."""
 
@@ -120,7 +122,11 @@ def main(config: Config) -> None:
                 Path(folder), data, num_beams=BEAMS, threads=config.cores
             )
     print(f"{jax.devices()[0].device_kind}, model {config.model}, {config.dtype}")
-    for name, (workload, tokens) in workloads(model, params, data).items():
+    mine = workloads(model, params, data)
+    if unknown := set(config.works) - set(mine):
+        raise ValueError(f"no work is called {unknown}: give some of {list(mine)}")
+    for name in config.works or mine:
+        workload, tokens = mine[name]
         begin = time.perf_counter()
         result = workload()
         first_call = time.perf_counter() - begin
@@ -129,12 +135,12 @@ def main(config: Config) -> None:
             expected = baseline()
             if name in COMPARED:
                 compare(name, result, expected, config)
-        mine, other = [], []
+        ours, other = [], []
         for _ in range(config.repeats):
-            mine.append(timed(workload))
+            ours.append(timed(workload))
             if baseline:
                 other.append(timed(baseline))
-        wall, cpu = np.median(mine, axis=0)
+        wall, cpu = np.median(ours, axis=0)
         line = {
             "work": name,
             "seconds": round(float(wall), 4),
