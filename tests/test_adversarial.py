@@ -108,6 +108,29 @@ def test_a_run_ends_with_its_tables(run):
         assert (run / "figures" / f"{name}.png").stat().st_size > 10_000
 
 
+def test_rows_come_in_the_order_of_their_names():
+    stages = ("none", "cycle-0", "cycle-2", "cycle-1")
+    table = {
+        "rows": [{"strategy": stage, "pr_auc": i} for i, stage in enumerate(stages)],
+        "differences": [
+            {"strategy": "cycle-2", "than": "none", "difference": 2},
+            {"strategy": "cycle-2", "than": "cycle-1", "difference": -1},
+        ],
+        "categories": [{"category": "x", "pr_auc": dict.fromkeys(stages, 0.5)}],
+    }
+    cycle = {f"cycle {n}": f"cycle-{n}" for n in range(3)}
+    found = evaluate._named(table, cycle)
+    assert [(r["strategy"], r["pr_auc"]) for r in found["rows"]] == [
+        ("cycle 0", 1),
+        ("cycle 1", 3),
+        ("cycle 2", 2),
+    ]
+    assert found["differences"] == [
+        {"strategy": "cycle 2", "than": "cycle 1", "difference": -1}
+    ]
+    assert list(found["categories"][0]["pr_auc"]) == list(cycle)
+
+
 def test_predictions_are_of_the_rows_that_the_table_has(run, data):
     """In their order: probabilities of a saved classifier, read again."""
     loaded = classifier.load(run / "seed-0/none", CONFIG.classifier)

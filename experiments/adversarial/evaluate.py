@@ -129,20 +129,26 @@ def _table(
 
 
 def _named(table: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """The rows and differences of some stages, under the names that are shown."""
+    """The rows and differences of some stages, under and in the order of their names.
+
+    Args:
+        table: of stages.
+        names: stage by the name that is shown.
+    """
+    rows = {row["strategy"]: row for row in table["rows"]}
     shown = {stage: name for name, stage in names.items()}
-    named = dict(table)
-    for key in ("rows", "differences"):
-        named[key] = []
-        for row in table[key]:
-            stages = {k: row[k] for k in ("strategy", "than") if k in row}
-            if all(stage in shown for stage in stages.values()):
-                named[key].append(row | {k: shown[x] for k, x in stages.items()})
-    named["categories"] = [
-        line | {"pr_auc": {n: line["pr_auc"][stage] for n, stage in names.items()}}
-        for line in table["categories"]
-    ]
-    return named
+    return table | {
+        "rows": [rows[stage] | {"strategy": name} for name, stage in names.items()],
+        "differences": [
+            item | {key: shown[item[key]] for key in ("strategy", "than")}
+            for item in table["differences"]
+            if item["strategy"] in shown and item["than"] in shown
+        ],
+        "categories": [
+            line | {"pr_auc": {n: line["pr_auc"][stage] for n, stage in names.items()}}
+            for line in table["categories"]
+        ],
+    }
 
 
 def _synthetic(folders: Sequence[Path], config: Adversarial) -> list[dict[str, Any]]:
