@@ -221,6 +221,14 @@ def test_a_cycle_that_was_broken_ends_in_the_same_bits(
     assert files(broken) == files(run)
 
 
+def test_a_synthetic_row_counts_as_a_real_one_does(run, data, monkeypatch):
+    folder = run / "seed-0/cycle-0/synthetic"
+    assert set(synthesis.judged(folder, data).weight) == {1.0}
+    volumes = data.judgements._replace(weight=np.full(len(data.judgements.query), 7.0))
+    monkeypatch.setitem(vars(data), "judgements", volumes)
+    assert set(synthesis.judged(folder, data).weight) == {7.0}
+
+
 def test_drafts_are_left_out_for_the_first_reason_that_holds(data):
     real = str(data.judgements.query[0])
     queries = ["new one", " ", "cut", real.upper(), "new one", "NEW one", "other"]

@@ -20,7 +20,7 @@ from jaxqr.rewards.classifier import Classifier
 from jaxqr.train import steps
 
 PREDICTIONS = "predictions.npz"
-EVALUATED = ("validation", "test", "cold")
+EVALUATED = ("test", "cold")
 """Parts of the split whose probabilities are kept."""
 
 CURVE_ROWS = 2000
@@ -33,8 +33,6 @@ def main(
     world: World,
     config: QueryClassifier,
     rows: Judged,
-    *,
-    evaluated: Sequence[str] = EVALUATED,
 ) -> None:
     """Trains a classifier, and keeps its probabilities of the held-out rows.
 
@@ -44,7 +42,6 @@ def main(
         world: the data.
         config: the settings.
         rows: to train on, real and synthetic ones.
-        evaluated: parts of the split.
     """
     with runs.stage(folder, config) as work:
         if not work:
@@ -64,7 +61,7 @@ def main(
         def evaluate(now: Classifier, step: int) -> dict[str, float]:
             del step
             probabilities = read(now, world, config, curve)
-            micro = metrics.pr_auc_micro(probabilities, curve.label)
+            micro = metrics.pr_auc_micro(probabilities, curve.label, curve.weight)
             return {"pr_auc": micro} | classification(probabilities, curve.label)
 
         per_epoch = -(-len(rows.label) // config.batch_size)
@@ -91,7 +88,7 @@ def main(
         )
         trained = load(folder, config)
         known: dict[str, Any] = {
-            part: read(trained, world, config, world.rows(part)) for part in evaluated
+            part: read(trained, world, config, world.rows(part)) for part in EVALUATED
         }
         np.savez(folder / PREDICTIONS, **known)
 

@@ -249,11 +249,15 @@ def main(
 
 
 def judged(folder: Path, world: World) -> Judged:
-    """The synthetic queries of a finished stage, as rows to train on."""
+    """The synthetic queries of a finished stage, as rows to train on.
+
+    Each counts as much as a real row does on average.
+    """
     table = pq.read_table(folder / FILE)
     index = {name: i for i, name in enumerate(world.labels.names)}
     query, product = (
         np.array(table[name].to_pylist(), object) for name in ("query", "product_id")
     )
     label = np.array([index[name] for name in table["label"].to_pylist()], np.int64)
-    return Judged(query, product, label, np.ones(len(query)))
+    weight = world.rows("train").weight.mean()
+    return Judged(query, product, label, np.full(len(query), weight))
