@@ -751,4 +751,8 @@ def test_judgements_that_are_tested():
     assert sorted(both) == sorted(zip(*rows, strict=True))
     assert len(rows.shuffled(1, 2).label) == 2
     none = Judged.of(judgements, world.LABELS, world.PRODUCTS, [])
-    assert [len(column) for column in none] == [0, 0, 0]
+    assert [len(column) for column in none] == [0] * 4
+    assert set(rows.weight) == {1.0}
+    weighted = judgements._replace(weight=np.arange(len(judgements.query)) + 1.0)
+    rows = Judged.at(weighted, world.LABELS, np.array([2, 0]))
+    assert rows.weight.tolist() == [3.0, 1.0]

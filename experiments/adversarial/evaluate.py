@@ -198,9 +198,13 @@ def _real(
     return lines
 
 
-def _mean(several: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Over seeds."""
-    return {key: float(np.mean([one[key] for one in several])) for key in several[0]}
+def _mean(several: Sequence[dict[str, float | None]]) -> dict[str, float]:
+    """Over seeds; NaN, which JSON writes as null, where a number is not defined."""
+    columns = {key: [one[key] for one in several] for key in several[0]}
+    return {
+        key: float(np.mean([np.nan if x is None else x for x in values]))
+        for key, values in columns.items()
+    }
 
 
 def _training(folders: Sequence[Path], config: Adversarial) -> list[dict[str, Any]]:
