@@ -111,10 +111,7 @@ def _queries(summary: Mapping[str, Any]) -> str:
     return (
         "An independent classifier confirms the label of "
         f"{percent(value(first, 'fidelity'))} of the fine-tuned generator's queries "
-        f"and of {percent(value(last, 'fidelity'))} after the last cycle, where the "
-        "loss of the classifier that they were written against is "
-        f"{number(value(last, 'classifier_loss'), 2)} nats, "
-        f"{number(value(first, 'classifier_loss'), 2)} before."
+        f"and of {percent(value(last, 'fidelity'))} after the last cycle."
     )
 
 
