@@ -25,6 +25,7 @@ from experiments.cli import command
 from jaxqr.decode import Sampling
 from jaxqr.evaluation import strategies
 from jaxqr.evaluation.synthetic import load_encoder, overlap, variety
+from jaxqr.report.format import number, signed
 from jaxqr.train.log import read_metrics
 
 NONE, PROMPTED, TUNED, ADVERSARIAL = (
@@ -259,17 +260,13 @@ def _show(summary: dict[str, Any]) -> None:
         for name in ("strategy", "PR-AUC", "95 %", "nDCG@10", "ECE"):
             table.add_column(name)
         for row in of_part["rows"]:
-            low, high = row["pr_auc_interval"]
-            table.add_row(
-                row["strategy"],
-                f"{row['pr_auc']:.3f}",
-                f"{low:.3f} to {high:.3f}",
-                f"{row['ndcg']:.3f}",
-                f"{row['ece']:.3f}",
-            )
+            low, high = map(number, row["pr_auc_interval"])
+            means = [number(row[name]) for name in ("pr_auc", "ndcg", "ece")]
+            table.add_row(row["strategy"], means[0], f"{low} to {high}", *means[1:])
         console.print(table)
         for item in of_part["differences"]:
+            low, high = number(item["low"]), number(item["high"])
             console.print(
                 f"{item['metric']}: {item['strategy']} - {item['than']} "
-                f"{item['difference']:+.3f} ({item['low']:+.3f} to {item['high']:+.3f})"
+                f"{signed(item['difference'])} ({low} to {high})"
             )
