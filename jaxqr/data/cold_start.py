@@ -7,8 +7,8 @@
     independent     independent: another classifier, with other queries, that checks
                     what a generator writes
 
-The first column are the queries. What stands at "-" is used by nobody: a training query
-that was judged with a cold product would give it away.
+The first column lists the queries. Rows at "-" are not used: a training query that was
+judged with a cold product would tell the classifier about it.
 """
 
 from typing import Literal, NamedTuple

@@ -14,7 +14,7 @@ from jaxqr.report.verdict import Verdict
 
 
 def verdict(summary: Mapping[str, Any]) -> Verdict:
-    """The headline, and what stands under it."""
+    """The headline, and the paragraphs that explain it."""
     cold = summary["strategies"]["cold"]
     to_tuned = difference(cold, ADVERSARIAL, TUNED)
     to_none = difference(cold, ADVERSARIAL, NONE)
