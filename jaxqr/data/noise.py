@@ -26,10 +26,8 @@ def denoising_pairs(
     """
     pairs = []
     for text in texts:
-        words = [w for w in map(_bare, text.lower().split()) if w]
-        if not words:
-            continue
-        for _ in range(copies):
+        words = _typed(text)
+        for _ in range(copies if words else 0):
             length = min(len(words), int(rng.integers(1, max_words + 1)))
             start = int(rng.integers(0, len(words) - length + 1))
             span = words[start : start + length]
@@ -50,10 +48,8 @@ def selection_pairs(
     """
     pairs = []
     for text in texts:
-        words = [w for w in map(_bare, text.lower().split()) if w]
-        if not words:
-            continue
-        for _ in range(copies):
+        words = _typed(text)
+        for _ in range(copies if words else 0):
             count = min(len(words), int(rng.integers(1, max_words + 1)))
             chosen = sorted(rng.choice(len(words), count, replace=False))
             pairs.append((text, " ".join(words[i] for i in chosen)))
@@ -95,6 +91,11 @@ def _mistyped(word: str, rng: np.random.Generator) -> str:
     if middle is None:
         return word[:i] + word[i + 1] + word[i] + word[i + 2 :]
     return word[:i] + middle + word[i + 1 :]
+
+
+def _typed(text: str) -> list[str]:
+    """Its words as shoppers type: lower case, no punctuation at their ends."""
+    return [word for word in map(_bare, text.lower().split()) if word]
 
 
 def _bare(word: str) -> str:
