@@ -22,12 +22,12 @@ from experiments.config import Lengths, Prepare
 from experiments.presets import PRESETS
 from jaxqr.data import q2q, shop, tables
 from jaxqr.data.tokenize import Tokenizer, train_tokenizer
-from jaxqr.records import Collection, Judgements, Labels, Product
+from jaxqr.records import Collection, Labels, Product
 
 SPLITS = ("train", "validation", "test")
 
 
-class Prepared:
+class Prepared(sources.Stored):
     """What later stages read of `runs/NAME/data`, each part when it is asked for."""
 
     def __init__(self, run: Path):
@@ -37,7 +37,7 @@ class Prepared:
             FileNotFoundError: it is not prepared yet.
         """
         command = "python -m experiments.prepare PRESET"
-        self._folder = runs.require(run / "data", command)
+        super().__init__(runs.require(run / "data", command))
 
     @cached_property
     def settings(self) -> Prepare:
@@ -59,40 +59,6 @@ class Prepared:
     def searchable(self) -> dict[str, list[str]]:
         """Queries with product text, by split."""
         return runs.read_json(self._folder / "searchable.json")
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The run's tokenizer."""
-        return Tokenizer.load(self._folder / "tokenizer")
-
-    @cached_property
-    def products(self) -> dict[str, Product]:
-        """The catalogue, by id."""
-        return tables.read_products(self._folder)
-
-    @cached_property
-    def judgements(self) -> Judgements:
-        """All judgements."""
-        return tables.read_judgements(self._folder)
-
-    @cached_property
-    def labels(self) -> Labels:
-        """The labels of the judgements."""
-        return tables.read_labels(self._folder)
-
-    @cached_property
-    def _queries(self) -> tuple[dict[str, str], frozenset[str] | None]:
-        return tables.read_queries(self._folder)
-
-    @property
-    def split(self) -> dict[str, str]:
-        """The split of every query."""
-        return self._queries[0]
-
-    @property
-    def fully_judged(self) -> frozenset[str] | None:
-        """Queries whose whole list was judged; None: every one's was."""
-        return self._queries[1]
 
     @cached_property
     def corpus(self) -> list[str]:

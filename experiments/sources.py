@@ -1,4 +1,4 @@
-"""Where a run's collection comes from, and whether it is still the same.
+"""Where a collection comes from, whether it is still the same, and how it is read.
 
 The one place that turns the name of a source into a collection: a data set is added
 here.
@@ -7,13 +7,15 @@ here.
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 from experiments import runs
 from experiments.config import SourceConfig
 from jaxqr.data import categories, esci, home_depot, shop, tables, wands
-from jaxqr.records import Collection
+from jaxqr.data.tokenize import Tokenizer
+from jaxqr.records import Collection, Judgements, Labels, Product
 
 C = TypeVar("C", bound=SourceConfig)
 
@@ -98,3 +100,45 @@ def moved(folder: Path, config: C) -> C:
             "another --run"
         )
     return replace(config, folder=runs.read(folder, type(config)).folder)
+
+
+class Stored:
+    """A prepared collection and its tokenizer, each part read when it is asked for."""
+
+    def __init__(self, folder: Path):
+        """Opens a folder that `tables.save` and `Tokenizer.save` have written."""
+        self._folder = folder
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer."""
+        return Tokenizer.load(self._folder / "tokenizer")
+
+    @cached_property
+    def products(self) -> dict[str, Product]:
+        """The catalogue, by id."""
+        return tables.read_products(self._folder)
+
+    @cached_property
+    def judgements(self) -> Judgements:
+        """All judgements."""
+        return tables.read_judgements(self._folder)
+
+    @cached_property
+    def labels(self) -> Labels:
+        """The labels of the judgements."""
+        return tables.read_labels(self._folder)
+
+    @cached_property
+    def _queries(self) -> tuple[dict[str, str], frozenset[str] | None]:
+        return tables.read_queries(self._folder)
+
+    @property
+    def split(self) -> dict[str, str]:
+        """The split of every query."""
+        return self._queries[0]
+
+    @property
+    def fully_judged(self) -> frozenset[str] | None:
+        """Queries whose whole list was judged; None: every one's was."""
+        return self._queries[1]

@@ -143,7 +143,7 @@ def test_predictions_are_of_the_rows_that_the_table_has(run, data):
 def test_synthetic_queries_have_their_provenance(run, data):
     table = pq.read_table(run / "synthetic.parquet").to_pylist()
     assert table
-    cold = set(data.split.products)
+    cold = set(data.cold_start.products)
     pairs = {(row["cycle"], row["query"].lower(), row["product_id"]) for row in table}
     assert len(pairs) == len(table)  # no duplicates
     for row in table:
@@ -265,11 +265,11 @@ def test_labels_are_drawn_as_often_as_in_training(data):
     for label in range(4):
         share = np.mean(train == label)
         assert np.mean(labels == label) == pytest.approx(share, abs=0.02)
-    assert set(ids) <= set(data.split.products)
+    assert set(ids) <= set(data.cold_start.products)
     uniform = Synthesis(labels="uniform", products="all")
     ids, labels = synthesis.asked_for(data, uniform, 20_000, rng)
     assert np.bincount(labels).min() > 0.22 * 20_000
-    assert not set(ids) <= set(data.split.products)
+    assert not set(ids) <= set(data.cold_start.products)
 
 
 def rows(queries, weights):
@@ -435,10 +435,10 @@ def test_presets_read_the_published_files(tmp_path, name):
     settings = replace(preset.data, folder=files, vocab_size=384)
     world.prepare(tmp_path / "run", settings)
     data = world.World(tmp_path / "run")
-    assert all(len(rows) for rows in data.split.parts.values())
-    assert not set(data.rows("train").product_id) & set(data.split.products)
+    assert all(len(rows) for rows in data.cold_start.parts.values())
+    assert not set(data.rows("train").product_id) & set(data.cold_start.products)
     texts = {"wands": "exact", "home-depot": "exact", "category": "in"}
-    (source,) = data.sources([data.split.products[0]], [0])
+    (source,) = data.sources([data.cold_start.products[0]], [0])
     assert source["label"] == texts[name]
     assert source["product"]
     if name == "category":
@@ -464,5 +464,5 @@ def test_only_fully_judged_queries_where_asked():
 def test_statistics_state_the_split(run, data):
     told = runs.read_json(run / "data/statistics.json")
     assert told == json.loads(json.dumps(data.statistics))
-    assert told["parts"]["cold"]["rows"] == len(data.split.cold)
-    assert sum(told["parts"]["train"]["labels"].values()) == len(data.split.train)
+    assert told["parts"]["cold"]["rows"] == len(data.cold_start.cold)
+    assert sum(told["parts"]["train"]["labels"].values()) == len(data.cold_start.train)

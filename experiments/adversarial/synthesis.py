@@ -69,7 +69,9 @@ def asked_for(
     world: World, config: Synthesis, count: int, rng: np.random.Generator
 ) -> tuple[list[str], Int[np.ndarray, " R"]]:
     """Random products and labels: ids, and indices of labels."""
-    ids = list(world.split.products if config.products == "cold" else world.products)
+    ids = list(
+        world.cold_start.products if config.products == "cold" else world.products
+    )
     train = world.rows("train")
     classes = world.labels.num_classes
     prior = np.bincount(train.label, train.weight, minlength=classes)

@@ -19,7 +19,7 @@ from jaxqr.data import tables
 from jaxqr.data.cold_start import ColdStart, cold_start
 from jaxqr.data.tokenize import Tokenizer, train_tokenizer
 from jaxqr.evaluation.classifier import Judged
-from jaxqr.records import Collection, Judgements, Labels, Product
+from jaxqr.records import Collection, Judgements, Product
 from jaxqr.rewards.relevance import product_text
 
 COMMAND = "python -m experiments.adversarial PRESET"
@@ -78,11 +78,12 @@ def prepare(run: Path, config: Data) -> None:
             texts = _corpus(collection.products, collection.judgements, split)
             tokenizer = train_tokenizer(texts, config.vocab_size)
         tokenizer.save(folder / "tokenizer")
-        runs.write_json(folder / "statistics.json", World(run, folder).statistics)
-        Console().print(json.dumps(World(run, folder).statistics))
+        statistics = World(run, folder).statistics
+        runs.write_json(folder / "statistics.json", statistics)
+        Console().print(json.dumps(statistics))
 
 
-class World:
+class World(sources.Stored):
     """What the stages read of `data/`, each part when it is asked for."""
 
     def __init__(self, run: Path, folder: Path | None = None):
@@ -95,7 +96,7 @@ class World:
         Raises:
             FileNotFoundError: it is not prepared yet.
         """
-        self._folder = folder or runs.require(run / "data", COMMAND)
+        super().__init__(folder or runs.require(run / "data", COMMAND))
 
     @cached_property
     def settings(self) -> Data:
@@ -103,22 +104,7 @@ class World:
         return runs.read(self._folder, Data)
 
     @cached_property
-    def products(self) -> dict[str, Product]:
-        """The catalogue, by id."""
-        return tables.read_products(self._folder)
-
-    @cached_property
-    def judgements(self) -> Judgements:
-        """All judgements."""
-        return tables.read_judgements(self._folder)
-
-    @cached_property
-    def labels(self) -> Labels:
-        """The labels of the judgements."""
-        return tables.read_labels(self._folder)
-
-    @cached_property
-    def split(self) -> ColdStart:
+    def cold_start(self) -> ColdStart:
         """The rows of the judgements by their part."""
         with np.load(self._folder / SPLIT) as arrays:
             fields: dict[str, Any] = dict(arrays)
@@ -126,14 +112,9 @@ class World:
         return ColdStart(**fields)
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The run's tokenizer."""
-        return Tokenizer.load(self._folder / "tokenizer")
-
-    @cached_property
     def corpus(self) -> list[str]:
         """Plain text: all titles, and the queries to train on."""
-        return _corpus(self.products, self.judgements, self.split)
+        return _corpus(self.products, self.judgements, self.cold_start)
 
     @cached_property
     def queries(self) -> frozenset[str]:
@@ -142,13 +123,8 @@ class World:
 
     def rows(self, part: str) -> Judged:
         """The judgements of a part of the split, such that ties rank at random."""
-        rows = self.split.parts[part]
+        rows = self.cold_start.parts[part]
         return Judged.at(self.judgements, self.labels, rows).shuffled(0)
-
-    @cached_property
-    def fully_judged(self) -> frozenset[str] | None:
-        """Queries whose whole list was judged; None: every one's was."""
-        return tables.read_queries(self._folder)[1]
 
     @cached_property
     def label_texts(self) -> tuple[str, ...]:
@@ -173,7 +149,7 @@ class World:
         """The split in numbers, for reports."""
         judged, names = self.judgements, self.labels.names
         parts = {}
-        for part, rows in self.split.parts.items():
+        for part, rows in self.cold_start.parts.items():
             label = judged.label[rows]
             parts[part] = {
                 "rows": len(rows),
@@ -184,7 +160,7 @@ class World:
         return {
             "products": len(self.products),
             "queries": len(set(judged.query)),
-            "cold_products": len(self.split.products),
+            "cold_products": len(self.cold_start.products),
             "unit": self.settings.unit,
             "parts": parts,
         }
