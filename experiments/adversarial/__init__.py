@@ -22,10 +22,11 @@ A run folder::
         generator/        G_0, fine-tuned; the reference of every KL
         checker/          an independent classifier, of other queries
         none/             a classifier without synthetic queries
-        prompted/         synthetic.parquet of an instruct model, and its classifier/
-        cycle-0/          synthetic.parquet of G_0, and the classifier C_0
-        cycle-1/          ppo/: G_1, trained against C_0; its synthetic.parquet; C_1
+        prompted/         synthetic/ of an instruct model, and classifier/
+        cycle-0/          synthetic/: queries of G_0; classifier/: C_0
+        cycle-1/          ppo/: G_1, trained against C_0; its synthetic/; C_1
         ...
+      synthetic.parquet synthetic.csv       all synthetic queries
       summary.json  figures/  report.html
 
 Every stage folder holds `config.json`, and `done` once it is finished. The same command
