@@ -18,7 +18,8 @@ from jaxqr.evaluation.search import Score, Scorers
 from jaxqr.records import Product
 from jaxqr.retrieval import Retriever
 from jaxqr.retrieval.cached import CachedRetriever
-from jaxqr.retrieval.embedded import EmbeddedRetriever, title, title_brand_color
+from jaxqr.retrieval.documents import title, title_brand_color
+from jaxqr.retrieval.embedded import EmbeddedRetriever
 from jaxqr.rewards import (
     ScoringPool,
     SimulatedShopper,

@@ -12,7 +12,8 @@ import pytest
 from jaxqr.records import Hits, Product
 from jaxqr.retrieval.analysis import tokens
 from jaxqr.retrieval.cached import CachedRetriever
-from jaxqr.retrieval.embedded import EmbeddedRetriever, title_brand_color
+from jaxqr.retrieval.documents import title_brand_color
+from jaxqr.retrieval.embedded import EmbeddedRetriever
 
 # What `POST /_analyze {"analyzer": "standard"}` of Elasticsearch 8.19.4 answered.
 SERVER = {

@@ -19,43 +19,27 @@ import shutil
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import tantivy
 
 from jaxqr.records import Hits, Product
 from jaxqr.retrieval.analysis import tokens
+from jaxqr.retrieval.documents import (
+    Text,
+    as_hits,
+    check_id,
+    check_k,
+    in_order,
+    name_of,
+    ties_on,
+    title_brand_color,
+)
 
 _META = "jaxqr.json"
 # One indexing thread gives one segment and the same index every time.
 _WRITER = {"heap_size": 128_000_000, "num_threads": 1}
-# Two single-precision sums of the same terms in another order differ by less.
-_TIE = 1e-6
-
-
-def title(product: Product) -> str:
-    """The title alone, as a search index with one field has it."""
-    return product.title
-
-
-def title_brand_color(product: Product) -> str:
-    """The text that is searched by default: the title, then brand and colour.
-
-    Brand and colour are left out where the title already has all their terms:
-    repeated there they would count twice.
-
-    Example:
-        >>> title_brand_color(Product("1", "Nike Air Zoom", brand="NIKE", color="red"))
-        'Nike Air Zoom red'
-    """
-    text = product.title
-    known = set(tokens(text))
-    for extra in (product.brand, product.color):
-        if not known.issuperset(tokens(extra)):
-            text = f"{text} {extra}"
-    return text
 
 
 class EmbeddedRetriever:
@@ -73,7 +57,7 @@ class EmbeddedRetriever:
         self,
         index: tantivy.Index,
         path: Path | None,
-        text: Callable[[Product], str],
+        text: Text,
     ):
         """Wraps an open index; `build` and `open` are the ways to get one."""
         self.path = path
@@ -86,7 +70,7 @@ class EmbeddedRetriever:
         cls,
         products: Iterable[Product],
         path: str | os.PathLike[str] | None = None,
-        text: Callable[[Product], str] = title_brand_color,
+        text: Text = title_brand_color,
     ) -> "EmbeddedRetriever":
         """Indexes products.
 
@@ -117,7 +101,7 @@ class EmbeddedRetriever:
         partial.mkdir()
         try:
             cls(tantivy.Index(_schema(), str(partial)), partial, text).add(products)
-            meta = json.dumps({"text": _name(text)})
+            meta = json.dumps({"text": name_of(text)})
             (partial / _META).write_text(meta, encoding="utf-8")
             if path.exists():
                 shutil.rmtree(path)
@@ -131,7 +115,7 @@ class EmbeddedRetriever:
     def open(
         cls,
         path: str | os.PathLike[str],
-        text: Callable[[Product], str] = title_brand_color,
+        text: Text = title_brand_color,
     ) -> "EmbeddedRetriever":
         """Opens the index that `build` left in a folder.
 
@@ -145,9 +129,9 @@ class EmbeddedRetriever:
                 f"{path} is not a jaxqr index. Make one with EmbeddedRetriever.build."
             )
         built_with = json.loads((path / _META).read_text(encoding="utf-8"))["text"]
-        if built_with != _name(text):
+        if built_with != name_of(text):
             raise ValueError(
-                f"{path} was built with text={built_with}, not {_name(text)}. "
+                f"{path} was built with text={built_with}, not {name_of(text)}. "
                 "Open it with that function or build it again."
             )
         return cls(tantivy.Index.open(str(path)), path, text)
@@ -169,7 +153,7 @@ class EmbeddedRetriever:
             writer = self._index.writer(**_WRITER)
             try:
                 for product in products:
-                    _check_id(product.id, seen)
+                    check_id(product.id, seen)
                     writer.delete_documents_by_term("id", product.id)
                     if terms := tokens(self._text(product)):
                         document = tantivy.Document(id=product.id, text=" ".join(terms))
@@ -192,18 +176,11 @@ class EmbeddedRetriever:
 
     def search(self, queries: Sequence[str], k: int) -> Hits:
         """Returns the `k` best products of each query; see `Retriever.search`."""
-        if k < 1:
-            raise ValueError(f"k is {k}, expected the length of the lists, at least 1")
+        check_k(k)
         searcher = self._index.searcher()
         schema = self._index.schema
         rows = [_search(searcher, _query(schema, query), k) for query in queries]
-        ids = np.array(
-            [[i for i, _ in row] + [""] * (k - len(row)) for row in rows], dtype=np.str_
-        ).reshape(len(rows), k)
-        scores = np.zeros((len(rows), k), np.float32)
-        for row, found in zip(scores, rows, strict=True):
-            row[: len(found)] = [score for _, score in found]
-        return Hits(ids, scores, np.ones(len(rows), np.bool_))
+        return as_hits(rows, k)
 
     def _settle(self, writer: tantivy.IndexWriter) -> None:
         writer.wait_merging_threads()
@@ -247,44 +224,11 @@ def _search(
         hits = searcher.search(query, limit, count=False).hits
         if len(hits) < limit or limit == searcher.num_docs:
             break
-        if hits[-1][0] < hits[k - 1][0] * (1 - _TIE):
+        if not ties_on([score for score, _ in hits], k):
             break
         limit *= 4
-    found: list[tuple[int, str, float]] = []
-    place, last = 0, float("inf")
-    for score, address in hits:
-        if score < last * (1 - _TIE):
-            if len(found) >= k:
-                break
-            place += 1
-        last = score
-        found.append((place, searcher.doc(address)["id"][0], score))
-    return [(product_id, score) for _, product_id, score in sorted(found)[:k]]
-
-
-def _check_id(product_id: str, seen: set[str]) -> None:
-    if not product_id:
-        raise ValueError(
-            f"product {len(seen) + 1} has the id ''; ids must not be empty, "
-            "because '' pads lists. Give every product an id."
-        )
-    try:
-        product_id.encode()
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"product {len(seen) + 1} has the id {product_id!r}, expected Unicode "
-            "text; half a character cannot be kept. Give it another id."
-        ) from None
-    if product_id in seen:
-        raise ValueError(
-            f"product id {product_id!r} occurs twice (again as product "
-            f"{len(seen) + 1}), expected distinct ids. Drop or rename one of them."
-        )
-    seen.add(product_id)
-
-
-def _name(text: Callable[[Product], str]) -> str:
-    return f"{text.__module__}.{text.__qualname__}"
+    found = ((searcher.doc(address)["id"][0], score) for score, address in hits)
+    return in_order(found, k)
 
 
 def _is_index(path: Path) -> bool:
