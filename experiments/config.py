@@ -6,9 +6,9 @@ its settings in `config.json`; other stages read them from there (`runs.read`).
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Fixed
+from tyro.conf import Fixed, arg
 
 Role = Literal["teacher", "student"]
 Model = Literal["gpt2-tiny", "llama-tiny", "t5-tiny"]
@@ -91,11 +91,46 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class ElasticConfig:
+    """An Elasticsearch server.
+
+    Credentials come from the environment: JAXQR_ES_API_KEY, or JAXQR_ES_USER and
+    JAXQR_ES_PASSWORD.
+    """
+
+    url: str | None = None
+    """Such as http://localhost:9200."""
+    cloud_id: str | None = None
+    """An Elastic Cloud deployment, instead of a URL."""
+    ca_certs: Path | None = None
+    """Certificates to trust, for https."""
+    index: str | None = None
+    """None: jaxqr- and the run's name."""
+    fields: tuple[str, ...] = ("text",)
+    """What is searched, with boosts as in title^2: `text`, or a product's own fields;
+    of an existing index, any."""
+    match_type: Literal["best_fields", "most_fields", "cross_fields"] = "best_fields"
+    """How the scores of several fields become one."""
+    id_field: str = "id"
+    """The keyword field with the product ids."""
+    existing: bool = False
+    """Search the index as it is, instead of indexing the catalogue."""
+    timeout: float = 10.0
+    """Seconds of one request."""
+    retries: int = 4
+    """How often a request that failed for now is sent again."""
+
+
+@dataclass(frozen=True)
 class SystemConfig:
     """The search engine, M1 and the shoppers that score rewrites."""
 
-    engine: Literal["embedded"] = "embedded"
-    """`embedded`: BM25 inside the process, with Elasticsearch's defaults."""
+    engine: Literal["embedded", "elastic"] = "embedded"
+    """`embedded`: BM25 inside the process, with Elasticsearch's defaults; `elastic`: an
+    Elasticsearch server."""
+    elastic: Annotated[ElasticConfig, arg(name="engine")] = field(
+        default_factory=ElasticConfig
+    )
     text: Literal["title", "title-brand-color"] = "title-brand-color"
     """What is searched of a product."""
     relevance: Path | None = None

@@ -94,7 +94,7 @@ def main(run: Path, config: Relevance) -> None:
             test,
             train,
             data.labels,
-            system.engine(SystemConfig(), data.products),
+            system.engine(SystemConfig(), data.products, run),
             seed=config.seed,
         )
         runs.write_json(folder / "evaluation.json", report)

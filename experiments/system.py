@@ -4,6 +4,8 @@ The one place that turns names into parts: an engine or a judge is added here.
 """
 
 import dataclasses
+import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,9 +36,44 @@ FAVORITE_BRANDS = 50
 """The catalogue's most frequent brands, which shoppers may favor."""
 
 
-def engine(config: SystemConfig, products: Mapping[str, Product]) -> Retriever:
-    """The search engine over a catalogue."""
-    return EmbeddedRetriever.build(products.values(), text=TEXTS[config.text])
+def engine(
+    config: SystemConfig, products: Mapping[str, Product], run: Path
+) -> Retriever:
+    """The search engine over a catalogue; on a server, in an index of the run's own.
+
+    Raises:
+        ValueError: the settings name no server, or it refuses.
+        ConnectionError: it does not answer.
+    """
+    text = TEXTS[config.text]
+    if config.engine == "embedded":
+        return EmbeddedRetriever.build(products.values(), text=text)
+    from jaxqr.retrieval.elastic import ElasticRetriever
+
+    server = config.elastic
+    if not (server.url or server.cloud_id):
+        raise ValueError(
+            "the engine is elastic, but there is no server: give --system.engine.url "
+            "(--online.system.engine.url of a pipeline), such as http://localhost:9200"
+        )
+    user, password = (os.environ.get(f"JAXQR_ES_{x}") for x in ("USER", "PASSWORD"))
+    retriever = ElasticRetriever(
+        server.url,
+        server.index or "jaxqr-" + re.sub(r"[^a-z0-9_-]+", "-", run.name.lower()),
+        cloud_id=server.cloud_id,
+        api_key=os.environ.get("JAXQR_ES_API_KEY"),
+        basic_auth=(user, password) if user and password else None,
+        ca_certs=server.ca_certs and str(server.ca_certs),
+        fields=server.fields,
+        match_type=server.match_type,
+        id_field=server.id_field,
+        text=text,
+        timeout=server.timeout,
+        retries=server.retries,
+    )
+    if not server.existing:
+        retriever.index(products.values())
+    return retriever
 
 
 class System:
@@ -78,7 +115,7 @@ class System:
         self._judge = SimulatedShopper(products)
         counts = Counter(p.brand for p in products.values() if p.brand)
         self._brands = [brand for brand, _ in counts.most_common(FAVORITE_BRANDS)]
-        self._engine = engine(config, products)
+        self._engine = engine(config, products, run)
         self.reward = self._score(self._engine, config.pool_seed)
 
     def pool(self, score: Score) -> ScoringPool:

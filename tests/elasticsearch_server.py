@@ -1,10 +1,11 @@
 """A real Elasticsearch server for tests, from the distribution on Maven Central.
 
     python tests/elasticsearch_server.py 9.1.4 [--port 9209] [--password SECRET]
+    python tests/elasticsearch_server.py --fetch 8.19.4 9.1.4
 
-prints the server's URL once it answers, and stops it on ctrl-C. The distribution is
-the minimal one that Elasticsearch's own builds test against: the core, the network
-layer and security. `mvn` fetches it into its own repository.
+The first prints the server's URL once it answers, and stops it on ctrl-C. The
+distribution is the minimal one that Elasticsearch's own builds test against: the core,
+the network layer and security. `mvn` fetches it into its own repository.
 """
 
 import argparse
@@ -202,11 +203,17 @@ def _free_port() -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("version")
+    parser.add_argument("versions", nargs="+")
+    parser.add_argument("--fetch", action="store_true", help="only fetch them")
     parser.add_argument("--port", type=int)
     parser.add_argument("--password")
     given = parser.parse_args()
-    with running(given.version, port=given.port, password=given.password) as url:
-        print(url, flush=True)
-        while True:
-            time.sleep(3600)
+    if given.fetch:
+        for version in given.versions:
+            print(distribution(version) or fetch(version))
+    else:
+        (version,) = given.versions
+        with running(version, port=given.port, password=given.password) as url:
+            print(url, flush=True)
+            while True:
+                time.sleep(3600)
