@@ -1,0 +1,121 @@
+"""A language model as the shopper (MiniELM, section 3.2), and as a judge of queries."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from jaxqr.records import Hits, Interactions, Product
+from jaxqr.rewards.llm.client import LLM, NoAnswerError
+from jaxqr.rewards.profiles import Profile
+from jaxqr.rewards.questions import (
+    LONGEST_LIST,
+    QUESTIONS,
+    Message,
+    conversation,
+    order,
+    probability_of_yes,
+    same_search,
+    yes_or_no,
+)
+
+
+class LLMJudge:
+    """M2 by a language model: three questions about each list, a number for answer.
+
+    The rate of an interaction is the number that the model answers with over the length
+    of the list. A list with a question that could not be answered is not `valid`; the
+    reasons are in `llm.counts`.
+
+    The products are shown in an order of their own, because models favor places; with
+    `both_orders` also in the reverse one, and the two answers are averaged.
+    """
+
+    def __init__(
+        self,
+        llm: LLM,
+        products: Mapping[str, Product],
+        *,
+        both_orders: bool = False,
+        seed: int = 0,
+    ):
+        """A judge of a catalogue's products.
+
+        Args:
+            llm: what is asked.
+            products: the catalogue by id. A list with others is not judged.
+            both_orders: whether to ask about every list twice.
+            seed: draws other orders where it differs.
+        """
+        self.llm = llm
+        self._products, self._seed = products, seed
+        self._both_orders = both_orders
+
+    def __call__(
+        self,
+        queries: Sequence[str],
+        hits: Hits,
+        gains: Float[np.ndarray, "Q M"],
+        profiles: Sequence[Profile],
+    ) -> Interactions:
+        """See `Judge`; `gains` play no part."""
+        del gains
+        rates = np.full((len(queries), len(QUESTIONS)), np.nan, np.float32)
+        jobs: list[tuple[int, int, list[Message], int]] = []
+        for row, (query, ids, profile) in enumerate(
+            zip(queries, hits.ids.tolist(), profiles, strict=True)
+        ):
+            listed = [product_id for product_id in ids if product_id]
+            if len(listed) > LONGEST_LIST:
+                raise ValueError(
+                    f"a list of {len(listed)} products, expected at most {LONGEST_LIST}"
+                )
+            if not listed or not all(i in self._products for i in listed):
+                self.llm.count("no_list" if not listed else "unknown_product")
+                continue
+            place = order(self._seed, query, listed)
+            for shown in (place, place[::-1])[: 1 + self._both_orders]:
+                products = [self._products[listed[i]] for i in shown]
+                for column, question in enumerate(QUESTIONS):
+                    messages = conversation(question, profile, query, products)
+                    jobs.append((row, column, messages, len(listed)))
+        answers = self.llm.map(lambda job: self._ask(job[2], job[3]), jobs)
+        sums = np.zeros_like(rates)
+        for (row, column, _, length), answer in zip(jobs, answers, strict=True):
+            sums[row, column] += answer / length  # NaN stays
+            rates[row, column] = sums[row, column] / (1 + self._both_orders)
+        valid = np.asarray(np.isfinite(rates).all(axis=1))
+        rates[~valid] = 0.0
+        return Interactions(rates[:, 0], rates[:, 1], rates[:, 2], valid)
+
+    def _ask(self, messages: list[Message], most: int) -> float:
+        """NaN where there is no answer."""
+        try:
+            return self.llm.number(messages, most)
+        except NoAnswerError:
+            return float("nan")
+
+
+def equivalent(
+    llm: LLM, pairs: Sequence[tuple[str, str]]
+) -> tuple[Float[np.ndarray, " P"], Bool[np.ndarray, " P"]]:
+    """Whether two queries ask for the same thing: P(yes), and which are known.
+
+    Where the server gives no probabilities they are 0 or 1.
+    """
+
+    def ask(pair: tuple[str, str]) -> float | None:
+        try:
+            logprobs = llm.abilities().logprobs
+            answer = llm.ask(same_search(*pair), logprobs=logprobs)
+        except NoAnswerError:
+            return None
+        likely = probability_of_yes(answer.positions[0]) if answer.positions else None
+        found = yes_or_no(answer.text) if likely is None else likely
+        if found is None:
+            llm.count("no_yes_or_no")
+        return found
+
+    found = llm.map(ask, pairs)
+    valid = np.array([p is not None for p in found], np.bool_)
+    return np.array([p or 0.0 for p in found], np.float32), valid
