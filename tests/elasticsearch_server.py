@@ -12,8 +12,10 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -213,6 +215,7 @@ if __name__ == "__main__":
             print(distribution(version) or fetch(version))
     else:
         (version,) = given.versions
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         with running(version, port=given.port, password=given.password) as url:
             print(url, flush=True)
             while True:

@@ -5,13 +5,11 @@ user:password@ where one is needed; their indices `jaxqr-test*` are deleted), or
 that is started from what Maven has. With JAXQR_ES_REQUIRED set, none is a failure.
 """
 
-import json
 import os
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,6 +17,7 @@ import elasticsearch_server
 import numpy as np
 import pytest
 from elasticsearch import Elasticsearch
+from misbehaving import Reply, serving
 
 from jaxqr.data import esci
 from jaxqr.records import Product
@@ -253,41 +252,23 @@ def test_credentials(server, connect):
 # Without a server
 
 
-@contextmanager
-def fake(answers) -> Iterator[str]:
-    """A server that gives each request the next (status, body, headers)."""
-    answers = iter(answers)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            self.rfile.read(int(self.headers["content-length"]))
-            status, body, headers = next(answers)
-            text = body if isinstance(body, bytes) else json.dumps(body).encode()
-            self.send_response(status)
-            for name, value in (OWN | headers).items():
-                self.send_header(name, value)
-            self.send_header("content-length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *_):
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{http.server_port}"
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()
-
-
 OWN = {
     "x-elastic-product": "Elasticsearch",
     "content-type": "application/vnd.elasticsearch+json;compatible-with=8",
 }
+
+
+def fake(answers):
+    """A server that gives each request the next (status, body, headers)."""
+    answers = iter(answers)
+
+    def answer(_):
+        status, body, headers = next(answers)
+        return Reply(body, status, headers)
+
+    return serving(answer, OWN)
+
+
 HIT = {
     "_shards": {"failed": 0},
     "hits": {"hits": [{"_id": "1", "sort": [1.5, "a"]}]},

@@ -1,10 +1,12 @@
 """A language model on a server that speaks OpenAI's protocol."""
 
+import asyncio
 import hashlib
 import json
 import logging
 import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import openai
-from openai import OpenAI
+from openai import AsyncOpenAI
 
 from jaxqr.rewards.llm.cache import Cache
 from jaxqr.rewards.questions import Message, Position, expected_number, number
+from jaxqr.rewards.retry import TEMPORARY, pause
 
 ALTERNATIVES = 20
 """Likeliest tokens asked for at each place; servers give no more."""
@@ -78,6 +81,7 @@ class LLM:
         api_key: str | None = None,
         timeout: float = 20.0,
         retries: int = 4,
+        backoff: float = 0.5,
         concurrency: int = 8,
         cache: Path | None = None,
         budget: int | None = None,
@@ -88,8 +92,10 @@ class LLM:
             base_url: such as "http://localhost:8000/v1".
             model: its name on the server.
             api_key: what the server asks for.
-            timeout: seconds of one request.
+            timeout: seconds from a request to the end of its answer.
             retries: how often a request is sent again.
+            backoff: seconds before the first of these; each further one waits twice as
+                long (`rewards.retry.pause`).
             concurrency: requests at a time.
             cache: file of the answers; None: they are not kept.
             budget: tokens, read and written, after which nothing is asked any more.
@@ -97,12 +103,18 @@ class LLM:
         self.model, self._budget = model, budget
         self.counts: Counter[str] = Counter()
         self.tokens = 0
-        self._where = base_url
-        self._client = OpenAI(
+        self._where, self._timeout = base_url, timeout
+        self._retries, self._backoff = retries, backoff
+        # A thread can wait for an answer, a task can also be given up: an answer that
+        # drips in, byte by byte, never lets a socket time out.
+        self._loop = asyncio.new_event_loop()
+        self._looping = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._looping.start()
+        self._client = AsyncOpenAI(
             base_url=base_url,
             api_key=api_key or "none",
             timeout=timeout,
-            max_retries=retries,
+            max_retries=0,
         )
         self._cache = None if cache is None else Cache(cache)
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="llm")
@@ -113,7 +125,10 @@ class LLM:
     def close(self) -> None:
         """Closes the connections and the cache, and ends the threads."""
         self._threads.shutdown(cancel_futures=True)
-        self._client.close()
+        asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._looping.join()
+        self._loop.close()
         if self._cache is not None:
             self._cache.close()
 
@@ -240,22 +255,41 @@ class LLM:
             )
         if spent:
             raise self._failed("budget")
+        attempt = 0
+        while True:
+            answer, wait = self._attempt(request, attempt)
+            if isinstance(answer, Answer):
+                self.count("answered")
+                return answer
+            if wait is None or attempt == self._retries:
+                raise self._failed(answer)
+            time.sleep(wait)
+            attempt += 1
+
+    def _attempt(
+        self, request: dict[str, Any], attempt: int
+    ) -> tuple[Answer | str, float | None]:
+        """An answer, or why there is none and when to try again, if at all."""
+        again = pause(attempt, self._backoff)
+        call = self._client.chat.completions.create(model=self.model, **request)
         try:
-            response = self._client.chat.completions.create(model=self.model, **request)
-        except openai.APITimeoutError:
-            raise self._failed("timeout") from None
+            response = asyncio.run_coroutine_threadsafe(
+                asyncio.wait_for(call, self._timeout), self._loop
+            ).result()
+        except (TimeoutError, openai.APITimeoutError):
+            return "timeout", again
         except openai.APIConnectionError:
-            raise self._failed("connection") from None
+            return "connection", again
         except openai.APIStatusError as error:
             self._explain(error)
-            raise self._failed(f"status_{error.status_code}") from None
+            reason, headers = f"status_{error.status_code}", error.response.headers
+            if error.status_code not in TEMPORARY:
+                return reason, None
+            return reason, pause(attempt, self._backoff, headers)
         except (openai.OpenAIError, ValueError, TypeError):
-            raise self._failed("garbage") from None
+            return "garbage", again
         answer = self._checked(response, request)
-        if answer is None:
-            raise self._failed("garbage")
-        self.count("answered")
-        return answer
+        return ("garbage", again) if answer is None else (answer, None)
 
     def _explain(self, error: openai.APIStatusError) -> None:
         """Raises for what concerns every question."""
