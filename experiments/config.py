@@ -122,6 +122,48 @@ class ElasticConfig:
 
 
 @dataclass(frozen=True)
+class LLMConfig:
+    """A language model on a server that speaks OpenAI's protocol.
+
+    Its key comes from the environment variable JAXQR_LLM_API_KEY.
+    """
+
+    url: str | None = None
+    """Such as http://localhost:8000/v1."""
+    model: str | None = None
+    """Its name on the server."""
+    cache: Path | None = None
+    """File of its answers; None: `llm.sqlite` in the run's folder."""
+    budget: int | None = None
+    """Tokens, read and written, after which nothing is asked any more."""
+    both_orders: bool = False
+    """Show every list in two orders, and average."""
+    concurrency: int = 8
+    """Requests at a time."""
+    timeout: float = 20.0
+    """Seconds of one request."""
+    retries: int = 4
+    """How often a request that failed for now is sent again."""
+
+
+@dataclass(frozen=True)
+class ServiceConfig:
+    """Reward servers (`experiments.reward_server`) to ask instead of searching here.
+
+    Their token comes from the environment variable JAXQR_TOKEN.
+    """
+
+    urls: tuple[str, ...] = ()
+    """Such as http://localhost:8765; none: search and judge in this process."""
+    batch_size: int = 64
+    """Rows of one request."""
+    timeout: float = 60.0
+    """Seconds of one request."""
+    retries: int = 4
+    """How often a request that failed for now is sent again."""
+
+
+@dataclass(frozen=True)
 class SystemConfig:
     """The search engine, M1 and the shoppers that score rewrites."""
 
@@ -133,6 +175,10 @@ class SystemConfig:
     )
     text: Literal["title", "title-brand-color"] = "title-brand-color"
     """What is searched of a product."""
+    judge: Literal["simulated", "llm"] = "simulated"
+    """Who clicks: `simulated` shoppers, or a language model that plays them."""
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    service: ServiceConfig = field(default_factory=ServiceConfig)
     relevance: Path | None = None
     """A finished `relevance` folder of another run, as M1; None: this run's."""
     k: int = 20
@@ -293,6 +339,23 @@ class OnlineDPO:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class RewardServer:
+    """The reward of a run as a service."""
+
+    host: str = "127.0.0.1"
+    """Others than this machine's own need a token."""
+    port: int = 8765
+    """0: any that is free."""
+    workers: int = 1
+    """Requests that are scored at a time."""
+    queue: int = 16
+    """Requests that wait; further ones are turned away."""
+    max_body: int = 8 << 20
+    """Bytes of a request."""
+    system: SystemConfig = field(default_factory=SystemConfig)
 
 
 @dataclass(frozen=True)

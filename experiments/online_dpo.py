@@ -67,7 +67,7 @@ def main(run: Path, config: OnlineDPO) -> None:
             def evaluate(policy: LM, step: int) -> dict[str, float]:
                 values, shown = curve_point(policy, start, curve, scorers, sampling)
                 keep_rewrites(folder / "rewrites.jsonl", step, shown)
-                return values
+                return values | system.counts()
 
             training.train(
                 folder,

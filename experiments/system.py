@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from experiments import runs
-from experiments.config import Relevance, SystemConfig
+from experiments.config import Relevance, ServiceConfig, SystemConfig
 from experiments.prepare import Prepared
 from jaxqr import sharding
 from jaxqr.evaluation.search import Score, Scorers
@@ -23,15 +23,19 @@ from jaxqr.retrieval.cached import CachedRetriever
 from jaxqr.retrieval.documents import title, title_brand_color
 from jaxqr.retrieval.embedded import EmbeddedRetriever
 from jaxqr.rewards import (
+    Judge,
     ScoringPool,
     SimulatedShopper,
     rewrite_reward,
     sample_profiles,
 )
 from jaxqr.rewards.classifier import Classifier
+from jaxqr.rewards.client import RemoteReward
 from jaxqr.rewards.relevance import RelevanceModel
 
 TEXTS = {"title": title, "title-brand-color": title_brand_color}
+POOLS = ("reward", "guard")
+"""What a reward server calls the rewards of training and of the guard."""
 FAVORITE_BRANDS = 50
 """The catalogue's most frequent brands, which shoppers may favor."""
 
@@ -76,19 +80,53 @@ def engine(
     return retriever
 
 
+def judge(
+    config: SystemConfig, products: Mapping[str, Product], run: Path
+) -> tuple[Judge, Mapping[str, int]]:
+    """Who looks through the lists, and the counts of what they could not answer.
+
+    Raises:
+        ValueError: it is a language model, and the settings do not say which.
+    """
+    if config.judge == "simulated":
+        return SimulatedShopper(products), {}
+    from jaxqr.rewards.llm import LLM, LLMJudge
+
+    asked = config.llm
+    if not (asked.url and asked.model):
+        raise ValueError(
+            "the judge is a language model, but it is not said which: give --system.llm"
+            ".url, such as http://localhost:8000/v1, and --system.llm.model "
+            "(--online.system.llm.url and .model of a pipeline)"
+        )
+    llm = LLM(
+        asked.url,
+        asked.model,
+        api_key=os.environ.get("JAXQR_LLM_API_KEY"),
+        timeout=asked.timeout,
+        retries=asked.retries,
+        concurrency=asked.concurrency,
+        cache=asked.cache or run / "llm.sqlite",
+        budget=asked.budget,
+    )
+    return LLMJudge(llm, products, both_orders=asked.both_orders), llm.counts
+
+
 class System:
     """Scores rewrites in training, and measures them in evaluation.
 
     Attributes:
         reward: scores (queries, rewrites), as training sees it.
+        guard: the same by shoppers that training never meets.
     """
 
     def __init__(self, run: Path, data: Prepared, config: SystemConfig):
-        """Indexes the catalogue and loads M1.
+        """Connects to the reward servers, or puts engine, M1 and judge together.
 
         Raises:
             FileNotFoundError: M1 is not trained yet.
-            ValueError: the guard shoppers are those of training.
+            ValueError: the guard shoppers are those of training, or the engine or the
+                judge lacks a setting.
         """
         if config.pool_seed == config.guard_seed:
             raise ValueError(
@@ -96,6 +134,60 @@ class System:
                 "must be shoppers that training never meets; give it another seed"
             )
         self._data, self._config = data, config
+        self._parts = None if config.service.urls else _Parts(run, data, config)
+        self._counts: dict[str, Mapping[str, int]] = {}
+        if self._parts is not None:
+            self.reward, self.guard = self._parts.scores(self._parts.engine)
+            self._counts["judge"] = self._parts.counts
+        else:
+            self.reward, self.guard = (_remote(config.service, pool) for pool in POOLS)
+            self._counts["service"] = self.reward.counts
+
+    def pool(self, score: Score) -> ScoringPool:
+        """A scoring pool with the timeout and the retries of the settings."""
+        return ScoringPool(
+            score, timeout=self._config.timeout, retries=self._config.retries
+        )
+
+    @contextmanager
+    def scorers(self) -> Iterator[Scorers]:
+        """What an evaluation asks, through pools of its own; no text is searched twice.
+
+        A failing evaluation does not count as a failure of training.
+        """
+        config, data, scores = self._config, self._data, (self.reward, self.guard)
+        if self._parts is not None:
+            scores = self._parts.scores(CachedRetriever(self._parts.engine))
+        with self.pool(scores[0]) as reward, self.pool(scores[1]) as guard:
+            yield Scorers(
+                reward.score, guard.score, judged_gains(data), data.true_gain, config.k
+            )
+
+    def counts(self) -> dict[str, float]:
+        """What judge and reward servers answered and failed to, so far, by reason."""
+        return {
+            f"{part}_{what}": float(count)
+            for part, counts in self._counts.items()
+            for what, count in counts.items()
+        }
+
+
+def _remote(config: ServiceConfig, pool: str) -> RemoteReward:
+    return RemoteReward(
+        config.urls,
+        os.environ.get("JAXQR_TOKEN"),
+        pool=pool,
+        timeout=config.timeout,
+        retries=config.retries,
+        batch_size=config.batch_size,
+    )
+
+
+class _Parts:
+    """Engine, M1 and judge in this process."""
+
+    def __init__(self, run: Path, data: Prepared, config: SystemConfig):
+        self._config = config
         folder = runs.require(
             config.relevance or run / "relevance",
             "python -m experiments.relevance PRESET",
@@ -112,33 +204,16 @@ class System:
             products,
             data.labels,
         )
-        self._judge = SimulatedShopper(products)
+        self._judge, self.counts = judge(config, products, run)
         counts = Counter(p.brand for p in products.values() if p.brand)
         self._brands = [brand for brand, _ in counts.most_common(FAVORITE_BRANDS)]
-        self._engine = engine(config, products, run)
-        self.reward = self._score(self._engine, config.pool_seed)
+        self.engine = engine(config, products, run)
 
-    def pool(self, score: Score) -> ScoringPool:
-        """A scoring pool with the timeout and the retries of the settings."""
-        return ScoringPool(
-            score, timeout=self._config.timeout, retries=self._config.retries
-        )
-
-    @contextmanager
-    def scorers(self) -> Iterator[Scorers]:
-        """What an evaluation asks, through pools of its own; no text is searched twice.
-
-        A failing evaluation does not count as a failure of training.
-        """
-        cached = CachedRetriever(self._engine)
-        config, data = self._config, self._data
-        with (
-            self.pool(self._score(cached, config.pool_seed)) as reward,
-            self.pool(self._score(cached, config.guard_seed)) as guard,
-        ):
-            yield Scorers(
-                reward.score, guard.score, judged_gains(data), data.true_gain, config.k
-            )
+    def scores(self, retriever: Retriever) -> tuple[Score, Score]:
+        """The rewards by the shoppers of training and by those of the guard."""
+        pools = self._config.pool_seed, self._config.guard_seed
+        reward, guard = (self._score(retriever, seed) for seed in pools)
+        return reward, guard
 
     def _score(self, retriever: Retriever, seed: int) -> Score:
         config = self._config

@@ -281,7 +281,7 @@ def engine(monkeypatch):
     from experiments import system
 
     engine, shoppers = Engine(), {0: POOL, 1: GUARD}
-    monkeypatch.setattr(system, "engine", lambda config, products: engine)
+    monkeypatch.setattr(system, "engine", lambda config, products, run: engine)
     monkeypatch.setattr(
         system,
         "Classifier",

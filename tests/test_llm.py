@@ -484,7 +484,7 @@ def test_a_real_server():
     url = os.environ["JAXQR_LLM_URL"]
     with OpenAI(base_url=url, api_key="none") as client:
         name = client.models.list().data[0].id
-    with LLM(url, name, timeout=120, concurrency=2) as llm:
+    with LLM(url, name, timeout=120.0, concurrency=2) as llm:
         assert llm.abilities().logprobs
         hits = Hits(
             np.array([list("abcdef")]), np.zeros((1, 6), np.float32), np.ones(1, bool)

@@ -1,6 +1,5 @@
 """A language model on a server that speaks OpenAI's protocol."""
 
-import asyncio
 import hashlib
 import json
 import logging
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import openai
 from openai import AsyncOpenAI
 
+from jaxqr.rewards.background import Background
 from jaxqr.rewards.llm.cache import Cache
 from jaxqr.rewards.questions import Message, Position, expected_number, number
 from jaxqr.rewards.retry import TEMPORARY, pause
@@ -105,11 +105,7 @@ class LLM:
         self.tokens = 0
         self._where, self._timeout = base_url, timeout
         self._retries, self._backoff = retries, backoff
-        # A thread can wait for an answer, a task can also be given up: an answer that
-        # drips in, byte by byte, never lets a socket time out.
-        self._loop = asyncio.new_event_loop()
-        self._looping = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._looping.start()
+        self._background = Background()
         self._client = AsyncOpenAI(
             base_url=base_url,
             api_key=api_key or "none",
@@ -125,10 +121,8 @@ class LLM:
     def close(self) -> None:
         """Closes the connections and the cache, and ends the threads."""
         self._threads.shutdown(cancel_futures=True)
-        asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._looping.join()
-        self._loop.close()
+        self._background.run(self._client.close())
+        self._background.close()
         if self._cache is not None:
             self._cache.close()
 
@@ -273,9 +267,7 @@ class LLM:
         again = pause(attempt, self._backoff)
         call = self._client.chat.completions.create(model=self.model, **request)
         try:
-            response = asyncio.run_coroutine_threadsafe(
-                asyncio.wait_for(call, self._timeout), self._loop
-            ).result()
+            response = self._background.run(call, self._timeout)
         except (TimeoutError, openai.APITimeoutError):
             return "timeout", again
         except openai.APIConnectionError:
