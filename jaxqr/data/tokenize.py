@@ -31,7 +31,7 @@ import numpy as np
 from jaxqr.data import compare, folders, prompts
 from jaxqr.data.encoding import Encode, valid_unicode
 from jaxqr.data.prompt_ids import tokenize_template
-from jaxqr.data.prompts import PromptTemplate, Source
+from jaxqr.data.prompts import DATE, PromptTemplate, Source
 from jaxqr.data.rows import EncoderRow, Row, longest_first
 from jaxqr.data.rows import pad_left as pad_left
 from jaxqr.data.rows import pad_pairs as pad_pairs
@@ -250,6 +250,33 @@ class Tokenizer:
                 "avoids it"
             )
         return self._template.rows(sources, max_tokens, self._encode)
+
+    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """The ids of a whole conversation, up to where the next answer begins.
+
+        A special token that a text spells out is parted by a blank, and stays text.
+
+        Raises:
+            ValueError: the tokenizer has no chat template.
+        """
+        if not self.has_chat_template:
+            raise ValueError(
+                "the tokenizer has no chat template, as that of a base model: give the "
+                "folder of an instruct model"
+            )
+        text = self._tokenizer.apply_chat_template(
+            [m | {"content": self._harmless(m["content"])} for m in messages],
+            add_generation_prompt=True,
+            tokenize=False,
+            date_string=DATE,
+        )
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _harmless(self, text: str) -> str:
+        text = valid_unicode(text)
+        for token in self._tokenizer.all_special_tokens:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
 
     def _no_prompt(self) -> ValueError:
         if self._encoder_only:

@@ -12,13 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from jaxqr.records import Product
+from jaxqr.records import Hits, Interactions, Product
 from jaxqr.rewards.profiles import Profile
 
 Message = dict[str, str]
 """`role` and `content`, as chat templates and servers take them."""
 Position = Sequence[tuple[str, float]]
 """The likeliest tokens at one place of an answer, and their probabilities."""
+
+Job = tuple[list[Message], int]
+"""A conversation that ends with a question, and the largest number for answer."""
 
 LONGEST_LIST = 99
 """Numbers of more than two digits are not read."""
@@ -105,6 +108,65 @@ def conversation(
         {"role": "system", "content": SHOPPER},
         {"role": "user", "content": content},
     ]
+
+
+def judge_lists(
+    ask: Callable[[list[Job]], Sequence[float]],
+    queries: Sequence[str],
+    hits: Hits,
+    profiles: Sequence[Profile],
+    products: Mapping[str, Product],
+    *,
+    both_orders: bool,
+    seed: int,
+    count: Callable[[str], None],
+) -> Interactions:
+    """Asks the three questions about every list.
+
+    The rate of an interaction is the number for answer over the length of the list.
+
+    Args:
+        ask: the number that each conversation is answered with; NaN where it is not.
+        queries: what was typed.
+        hits: the lists.
+        profiles: who looks through each.
+        products: the catalogue by id.
+        both_orders: whether to ask about every list in two orders, one the reverse of
+            the other, and to average.
+        seed: draws other orders where it differs.
+        count: is told why a list is not judged: `no_list`, `unknown_product`.
+
+    Raises:
+        ValueError: a list is longer than `LONGEST_LIST`.
+    """
+    jobs: list[Job] = []
+    places: list[tuple[int, int]] = []  # row and column of each
+    for row, (query, ids, profile) in enumerate(
+        zip(queries, hits.ids.tolist(), profiles, strict=True)
+    ):
+        listed = [product_id for product_id in ids if product_id]
+        if len(listed) > LONGEST_LIST:
+            raise ValueError(
+                f"a list of {len(listed)} products, expected at most {LONGEST_LIST}"
+            )
+        if not listed or not all(i in products for i in listed):
+            count("unknown_product" if listed else "no_list")
+            continue
+        place = order(seed, query, listed)
+        for shown in (place, place[::-1])[: 1 + both_orders]:
+            texts = [products[listed[i]] for i in shown]
+            for column, question in enumerate(QUESTIONS):
+                jobs.append((conversation(question, profile, query, texts), len(texts)))
+                places.append((row, column))
+    sums = np.zeros((len(queries), len(QUESTIONS)))
+    asked = np.zeros(len(queries), np.bool_)
+    for (row, column), (_, most), number in zip(places, jobs, ask(jobs), strict=True):
+        sums[row, column] += number / most  # NaN stays
+        asked[row] = True
+    rates = sums / (1 + both_orders)
+    valid = asked & np.isfinite(rates).all(axis=1)
+    click, add, buy = np.where(valid[:, None], rates, 0.0).astype(np.float32).T
+    return Interactions(click, add, buy, valid)
 
 
 def same_search(one: str, other: str) -> list[Message]:

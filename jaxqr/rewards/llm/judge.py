@@ -9,11 +9,8 @@ from jaxqr.records import Hits, Interactions, Product
 from jaxqr.rewards.llm.client import LLM, NoAnswerError
 from jaxqr.rewards.profiles import Profile
 from jaxqr.rewards.questions import (
-    LONGEST_LIST,
-    QUESTIONS,
-    Message,
-    conversation,
-    order,
+    Job,
+    judge_lists,
     probability_of_yes,
     same_search,
     yes_or_no,
@@ -60,38 +57,21 @@ class LLMJudge:
     ) -> Interactions:
         """See `Judge`; `gains` play no part."""
         del gains
-        rates = np.full((len(queries), len(QUESTIONS)), np.nan, np.float32)
-        jobs: list[tuple[int, int, list[Message], int]] = []
-        for row, (query, ids, profile) in enumerate(
-            zip(queries, hits.ids.tolist(), profiles, strict=True)
-        ):
-            listed = [product_id for product_id in ids if product_id]
-            if len(listed) > LONGEST_LIST:
-                raise ValueError(
-                    f"a list of {len(listed)} products, expected at most {LONGEST_LIST}"
-                )
-            if not listed or not all(i in self._products for i in listed):
-                self.llm.count("no_list" if not listed else "unknown_product")
-                continue
-            place = order(self._seed, query, listed)
-            for shown in (place, place[::-1])[: 1 + self._both_orders]:
-                products = [self._products[listed[i]] for i in shown]
-                for column, question in enumerate(QUESTIONS):
-                    messages = conversation(question, profile, query, products)
-                    jobs.append((row, column, messages, len(listed)))
-        answers = self.llm.map(lambda job: self._ask(job[2], job[3]), jobs)
-        sums = np.zeros_like(rates)
-        for (row, column, _, length), answer in zip(jobs, answers, strict=True):
-            sums[row, column] += answer / length  # NaN stays
-            rates[row, column] = sums[row, column] / (1 + self._both_orders)
-        valid = np.asarray(np.isfinite(rates).all(axis=1))
-        rates[~valid] = 0.0
-        return Interactions(rates[:, 0], rates[:, 1], rates[:, 2], valid)
+        return judge_lists(
+            lambda jobs: self.llm.map(self._ask, jobs),
+            queries,
+            hits,
+            profiles,
+            self._products,
+            both_orders=self._both_orders,
+            seed=self._seed,
+            count=self.llm.count,
+        )
 
-    def _ask(self, messages: list[Message], most: int) -> float:
+    def _ask(self, job: Job) -> float:
         """NaN where there is no answer."""
         try:
-            return self.llm.number(messages, most)
+            return self.llm.number(*job)
         except NoAnswerError:
             return float("nan")
 
