@@ -175,9 +175,12 @@ class SystemConfig:
     )
     text: Literal["title", "title-brand-color"] = "title-brand-color"
     """What is searched of a product."""
-    judge: Literal["simulated", "llm"] = "simulated"
-    """Who clicks: `simulated` shoppers, or a language model that plays them."""
+    judge: Literal["simulated", "llm", "local"] = "simulated"
+    """Who clicks: `simulated` shoppers, or a language model that plays them, on a server
+    (`llm`) or in this process (`local`)."""
     llm: LLMConfig = field(default_factory=LLMConfig)
+    local: Path | None = None
+    """Hugging Face folder of the instruct model that is the `local` judge."""
     service: ServiceConfig = field(default_factory=ServiceConfig)
     relevance: Path | None = None
     """A finished `relevance` folder of another run, as M1; None: this run's."""

@@ -17,6 +17,7 @@ from experiments.config import Relevance, ServiceConfig, SystemConfig
 from experiments.prepare import Prepared
 from jaxqr import sharding
 from jaxqr.evaluation.search import Score, Scorers
+from jaxqr.lm import LM
 from jaxqr.records import Product
 from jaxqr.retrieval import Retriever
 from jaxqr.retrieval.cached import CachedRetriever
@@ -90,6 +91,17 @@ def judge(
     """
     if config.judge == "simulated":
         return SimulatedShopper(products), {}
+    if config.judge == "local":
+        from jaxqr.rewards.local import LocalJudge
+
+        if config.local is None:
+            raise ValueError(
+                "the judge is a model in this process, but it is not said which: give "
+                "the folder of an instruct model, --system.local (--online.system.local "
+                "of a pipeline)"
+            )
+        local = LocalJudge(LM.load(config.local), products)
+        return local, local.counts
     from jaxqr.rewards.llm import LLM, LLMJudge
 
     asked = config.llm

@@ -270,7 +270,11 @@ class Tokenizer:
             tokenize=False,
             date_string=DATE,
         )
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._encode([text], special=True)[0]
+
+    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts as an answer begins with them, without a space before."""
+        return self._encode.after("\n", texts)
 
     def _harmless(self, text: str) -> str:
         text = valid_unicode(text)

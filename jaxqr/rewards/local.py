@@ -110,7 +110,8 @@ class LocalJudge:
                 part = members[start : start + self._batch_size]
                 logps = self._logps([prompts[i] for i in part], width, answers)
                 for i, row in zip(part, logps, strict=True):
-                    mean = _mean(dict(zip(answers, np.exp(row), strict=True)), most)
+                    weights = dict(zip(answers, np.exp(row).tolist(), strict=True))
+                    mean = _mean(weights, most)
                     if mean is None:
                         self.counts["no_number"] += 1
                     else:
@@ -121,8 +122,8 @@ class LocalJudge:
         """The ids of every number, and of those that a longer one begins like."""
         digits = list("0123456789")
         texts = [str(n) for n in range(most + 1)]
-        ids = dict(zip(texts, self._lm.tokenizer.encode(texts), strict=True))
-        single = dict(zip(digits, self._lm.tokenizer.encode(digits), strict=True))
+        ids = dict(zip(texts, self._lm.tokenizer.answers(texts), strict=True))
+        single = dict(zip(digits, self._lm.tokenizer.answers(digits), strict=True))
         for text in texts:
             if longer(text, most):
                 for digit in digits:
