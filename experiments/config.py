@@ -176,8 +176,8 @@ class SystemConfig:
     text: Literal["title", "title-brand-color"] = "title-brand-color"
     """What is searched of a product."""
     judge: Literal["simulated", "llm", "local"] = "simulated"
-    """Who clicks: `simulated` shoppers, or a language model that plays them, on a server
-    (`llm`) or in this process (`local`)."""
+    """Who clicks: `simulated` shoppers, or a language model that plays them, on a
+    server (`llm`) or in this process (`local`)."""
     llm: LLMConfig = field(default_factory=LLMConfig)
     local: Path | None = None
     """Hugging Face folder of the instruct model that is the `local` judge."""

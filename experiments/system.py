@@ -97,8 +97,8 @@ def judge(
         if config.local is None:
             raise ValueError(
                 "the judge is a model in this process, but it is not said which: give "
-                "the folder of an instruct model, --system.local (--online.system.local "
-                "of a pipeline)"
+                "the folder of an instruct model, --system.local FOLDER (--online"
+                ".system.local of a pipeline)"
             )
         local = LocalJudge(LM.load(config.local), products)
         return local, local.counts

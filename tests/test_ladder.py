@@ -97,6 +97,7 @@ JIT = {
     "jaxqr.models.convert",
     "jaxqr.models.layers",
     "jaxqr.rewards.classifier",
+    "jaxqr.rewards.local",
     "jaxqr.train.checkpoint",
     "jaxqr.train.rollouts.draw",
     "jaxqr.train.rollouts.finish",
@@ -114,8 +115,8 @@ WITHOUT_JAX = (
     "experiments.presets",
     "experiments.runs",
 )
-# The relevance model M1 needs jax and a model; `jaxqr.rewards` must not load it.
-M1 = {"jaxqr.rewards.classifier", "jaxqr.rewards.relevance"}
+# M1 and the local judge need jax and a model; `jaxqr.rewards` must not load them.
+M1 = {"jaxqr.rewards.classifier", "jaxqr.rewards.relevance", "jaxqr.rewards.local"}
 VAGUE = {"utils", "util", "misc", "helpers", "base", "manager", "common"}
 
 
