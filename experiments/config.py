@@ -334,8 +334,9 @@ class OnlineDPO:
     candidates: int = 2
     temperature: float = 1.0
     top_p: float = 1.0
-    overlap: bool = True
-    """Generate the next candidates while the last ones are scored: one step off."""
+    lag: int = 1
+    """How many updates off the policy candidates may be: so many batches are drawn
+    while others are scored. 0: each update waits for its scores."""
     evaluation_queries: int = 200
     """Most validation queries of the curve."""
     system: SystemConfig = field(default_factory=SystemConfig)

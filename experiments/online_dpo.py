@@ -62,7 +62,11 @@ def main(run: Path, config: OnlineDPO) -> None:
         curve = training.sample(
             data.searchable["validation"], config.evaluation_queries
         )
-        with system.pool(system.reward) as pool, system.scorers() as scorers:
+        workers = max(1, config.lag)
+        with (
+            system.pool(system.reward, workers) as pool,
+            system.scorers() as scorers,
+        ):
 
             def evaluate(policy: LM, step: int) -> dict[str, float]:
                 values, shown = curve_point(policy, start, curve, scorers, sampling)
@@ -77,7 +81,7 @@ def main(run: Path, config: OnlineDPO) -> None:
                     Samples(start, queries, sampling, n=config.candidates),
                     pool.submit,
                     prefer,
-                    overlap=config.overlap,
+                    lag=config.lag,
                 ),
                 config.optimizer,
                 seed=config.seed,

@@ -155,10 +155,13 @@ class System:
             self.reward, self.guard = (_remote(config.service, pool) for pool in POOLS)
             self._counts["service"] = self.reward.counts
 
-    def pool(self, score: Score) -> ScoringPool:
+    def pool(self, score: Score, workers: int = 1) -> ScoringPool:
         """A scoring pool with the timeout and the retries of the settings."""
         return ScoringPool(
-            score, timeout=self._config.timeout, retries=self._config.retries
+            score,
+            workers=workers,
+            timeout=self._config.timeout,
+            retries=self._config.retries,
         )
 
     @contextmanager

@@ -136,14 +136,14 @@ def vowels(queries: list[str], rewrites: list[str]) -> Reward:
     return scored(np.array(counts, np.float32))
 
 
-def rounds(submit, overlap, sampling=SAMPLING, n=2, finish=finish.prefer):
+def rounds(submit, lag, sampling=SAMPLING, n=2, finish=finish.prefer):
     queries = Batches(QUERIES, list, batch_size=16 // n, seed=0)
     draw = Samples(tiny.lm(7), queries, sampling, n=n)
-    return online.OnlineRollouts(draw, submit, finish, overlap=overlap)
+    return online.OnlineRollouts(draw, submit, finish, lag=lag)
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-def test_which_parameters_drew_which_batch(overlap):
+@pytest.mark.parametrize("lag", [0, 1, 3])
+def test_which_parameters_drew_which_batch(lag):
     asked = []
 
     def submit(queries, rewrites):
@@ -151,14 +151,14 @@ def test_which_parameters_drew_which_batch(overlap):
         return pool.submit(queries, rewrites)
 
     with ScoringPool(vowels) as pool:
-        batches = rounds(submit, overlap, GREEDY)
+        batches = rounds(submit, lag, GREEDY)
         sizes, trained = [], []
         for state in STATES:
             trained.append(batches.next(state))
             sizes.append(len(asked))
-    assert sizes == ([2, 3, 4] if overlap else [1, 2, 3])
-    # Round r was drawn by the state of its own step, or of the step before.
-    drawn_by = [STATES[0], *STATES] if overlap else STATES
+    assert sizes == [lag + 1, lag + 2, lag + 3]
+    # Round r was drawn by the state of `lag` steps before its own.
+    drawn_by = [STATES[0]] * lag + STATES
     order = Batches(QUERIES, list, batch_size=8, seed=0)
     for (queries, rewrites), state in zip(asked, drawn_by, strict=True):
         assert queries[::2] == queries[1::2] == order.next(None)
@@ -218,9 +218,9 @@ def test_queued_rounds_are_saved_with_their_rewards():
     assert fresh.report() == expected_report
 
 
-@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("lag", [0, 1, 2])
 @pytest.mark.parametrize("limit", [1, 3])
-def test_a_search_engine_that_stays_down_costs_no_round(limit, overlap):
+def test_a_search_engine_that_stays_down_costs_no_round(limit, lag):
     """The rounds that stopped the run are saved, and scored when the run goes on."""
     down = [True]
 
@@ -231,7 +231,7 @@ def test_a_search_engine_that_stays_down_costs_no_round(limit, overlap):
 
     states = [*STATES, *STATES]
     with ScoringPool(reward, max_consecutive_failures=limit) as pool:
-        batches = rounds(pool.submit, overlap)
+        batches = rounds(pool.submit, lag)
         for state in states[: limit - 1]:  # failures that may happen
             assert (batches.next(state).weight == 0).all()
         with pytest.raises(RuntimeError, match="search engine is down"):
@@ -239,10 +239,10 @@ def test_a_search_engine_that_stays_down_costs_no_round(limit, overlap):
         saved = batches.save()
     down[0] = False
     with ScoringPool(reward) as pool:
-        fresh = rounds(pool.submit, overlap)
+        fresh = rounds(pool.submit, lag)
         fresh.load(saved)
         again = fresh.next(STATES[1])  # drawn before, by another state
-        unbroken = rounds(pool.submit, overlap)
+        unbroken = rounds(pool.submit, lag)
         for state in states[:limit]:
             expected = unbroken.next(state)
     assert expected.weight.any()

@@ -467,7 +467,7 @@ def rollouts(lm, rows=256, finish=None):
     sources = Batches(SOURCES * (rows // 2), list, batch_size=rows, seed=0)
     finish = finish or PPO(score=worth, kl_coef=BETA)
     draw = ReferencedSamples(lm, lm, sources, SAMPLING)
-    return OnlineRollouts(draw, Known, finish, overlap=False)
+    return OnlineRollouts(draw, Known, finish, lag=0)
 
 
 @cache

@@ -65,11 +65,11 @@ def count_letters(queries: list[str], rewrites: list[str]) -> Reward:
     return Reward(np.where(valid, total, 0), parts, valid, flags)
 
 
-def online_dpo(overlap):
+def online_dpo(lag):
     def make():
         draw = Samples(tiny.lm(), queries(), SAMPLING, n=2)
         score = ScoringPool(count_letters).submit
-        batches = OnlineRollouts(draw, score, finish.prefer, overlap=overlap)
+        batches = OnlineRollouts(draw, score, finish.prefer, lag=lag)
         return tiny.compiled(steps.dpo_step), batches, ()
 
     return make
@@ -82,7 +82,7 @@ def ppo():
         ReferencedSamples(lm, tiny.lm(), queries(), SAMPLING),
         ScoringPool(count_letters).submit,
         finish.PPO(kl_coef=0.1, kl_target=0.01),
-        overlap=False,
+        lag=0,
     )
     batches = Minibatches(rollouts, epochs=2, batch_size=4, seed=0)
     return tiny.compiled(steps.ppo_step, max_kl=1.0), batches, ()
@@ -105,8 +105,8 @@ def classify():
 STAGES = {
     "sft": sft,
     "minillm": minillm,
-    "online": online_dpo(overlap=False),
-    "online-overlap": online_dpo(overlap=True),
+    "online": online_dpo(lag=0),
+    "online-lag": online_dpo(lag=2),
     "ppo": ppo,
     "classify": classify,
 }
@@ -151,16 +151,14 @@ def test_a_broken_run_ends_in_the_same_bits(name, tmp_path):
     assert any((a != b).any() for a, b in changed)
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-def test_a_queued_batch_whose_scoring_failed_for_good_is_scored_again(
-    overlap, tmp_path
-):
+@pytest.mark.parametrize("lag", [0, 2])
+def test_a_queued_batch_whose_scoring_failed_for_good_is_scored_again(lag, tmp_path):
     """The engine goes down at step 2 and stays down while the checkpoint is saved."""
     down = {"from": 1000}
 
     def make(pool):
         draw = Samples(tiny.lm(), queries(), SAMPLING, n=2)
-        return OnlineRollouts(draw, pool.submit, finish.prefer, overlap=overlap)
+        return OnlineRollouts(draw, pool.submit, finish.prefer, lag=lag)
 
     def run(folder):
         calls = [0]
@@ -206,7 +204,7 @@ test_resume.stage_run(sys.argv[1], sys.argv[2], int(sys.argv[3]), checkpoint_eve
 """
 
 
-@pytest.mark.parametrize("name", ["minillm", "online-overlap"])
+@pytest.mark.parametrize("name", ["minillm", "online-lag"])
 def test_a_run_that_was_killed_twice_ends_in_the_same_bits(name, tmp_path):
     num_steps = 24
     chance = random.Random()

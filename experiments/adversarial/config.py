@@ -119,8 +119,9 @@ class PPO:
     lam: float = 0.95
     whiten_rewards: bool = False
     whiten_advantages: bool = True
-    overlap: bool = False
-    """Draw the next queries while the last ones are scored: one round off."""
+    lag: int = 0
+    """How many rounds off the policy queries may be: so many are drawn while others are
+    scored."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     seed: int = 0

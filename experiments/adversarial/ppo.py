@@ -83,6 +83,7 @@ def main(
 
         with ScoringPool(
             partial(_hardness, judges=judges, world=world, max_loss=config.max_loss),
+            workers=max(1, config.lag),
             timeout=TIMEOUT,
         ) as pool:
             training.train(
@@ -90,9 +91,7 @@ def main(
                 policy,
                 steps.ppo_step,
                 Minibatches(
-                    OnlineRollouts(
-                        draw, pool.submit, _finish(config), overlap=config.overlap
-                    ),
+                    OnlineRollouts(draw, pool.submit, _finish(config), lag=config.lag),
                     epochs=config.epochs,
                     batch_size=config.optimizer.batch_size,
                     seed=config.seed,

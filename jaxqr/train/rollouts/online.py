@@ -59,28 +59,33 @@ class _Round(NamedTuple):
 class OnlineRollouts:
     """Batches made of the current policy's own, scored candidates.
 
-    With `overlap`, the candidates of step k + 1 are drawn while those of step k are
-    scored, so a batch is one step off the policy that it trains; without it, exactly
-    on-policy and strictly in turn.
+    With a `lag` of L, the candidates of steps k + 1 to k + L are drawn while those of
+    step k are scored, so that up to L batches are on their way and each is L steps off
+    the policy that it trains (fewer at the very beginning); with 0, exactly on-policy
+    and strictly in turn.
 
     Args:
         draw: the candidates of a state, such as `Samples`.
         score: such as `rewards.ScoringPool.submit`.
         finish: such as `finish.prefer`.
-        overlap: score and draw at the same time.
+        lag: how many steps a batch may be off the policy. A reward that takes as long
+            as L steps needs a lag of L, and `score` to score L batches at a time.
+
+    Raises:
+        ValueError: `lag` is below 0.
     """
 
-    def __init__(
-        self, draw: Draw, score: Score, finish: Finish, *, overlap: bool = True
-    ):
+    def __init__(self, draw: Draw, score: Score, finish: Finish, *, lag: int = 1):
+        if lag < 0:
+            raise ValueError(f"{lag=}: expected a number of steps, 0 or more")
         self._draw, self._score, self._finish = draw, score, finish
-        self._overlap = overlap
+        self._lag = lag
         self._queue: list[_Round] = []
         self._report: dict[str, float] = {}
 
     def next(self, state: TrainState) -> Any:
         """The next batch."""
-        while len(self._queue) < 1 + self._overlap:
+        while len(self._queue) < 1 + self._lag:
             candidates = self._draw(state)
             pending = self._score(candidates.sources, candidates.texts)
             self._queue.append(_Round(candidates, pending))
