@@ -5,6 +5,7 @@ user:password@ where one is needed; their indices `jaxqr-test*` are deleted), or
 that is started from what Maven has. With JAXQR_ES_REQUIRED set, none is a failure.
 """
 
+import math
 import os
 import threading
 import uuid
@@ -17,8 +18,8 @@ import elasticsearch_server
 import numpy as np
 import pytest
 from elasticsearch import Elasticsearch
-from misbehaving import Reply, serving
 
+from benchmarks.misbehaving import Reply, serving
 from jaxqr.data import esci
 from jaxqr.records import Product
 from jaxqr.retrieval.documents import title
@@ -307,6 +308,20 @@ def test_only_what_may_pass_is_asked_again(caplog):
         (200, {}, {}),
         (200, {"responses": [{"hits": {}}, HIT]}, {}),
         (200, {"responses": [HIT | {"hits": {"hits": [{}]}}, HIT]}, {}),
+        *(
+            (200, {"responses": [HIT | {"hits": {"hits": [{"sort": sort}]}}] * 2}, {})
+            for sort in (
+                [math.nan, "a"],
+                [-1, "a"],
+                [math.inf, "a"],
+                [1.5],
+                [None, "a"],
+                [1.5, None],
+                [1.5, ""],
+                [1.5, 7],
+            )
+        ),
+        (200, {"responses": ["no", None]}, {}),
         (200, b'{"responses": [', {}),
         (200, b"<html>", {"content-type": "text/html"}),
     ],

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from misbehaving import Reply, Request, serving
 
+from benchmarks.misbehaving import Reply, Request, serving
 from jaxqr.records import Hits, Product
 from jaxqr.rewards import questions
 from jaxqr.rewards.llm import LLM, LLMJudge, NoAnswerError, equivalent, write_profiles

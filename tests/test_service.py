@@ -16,8 +16,8 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from misbehaving import Reply, serving
 
+from benchmarks.misbehaving import Reply, serving
 from jaxqr.records import Hits, Reward
 from jaxqr.rewards import service
 from jaxqr.rewards.client import RemoteReward

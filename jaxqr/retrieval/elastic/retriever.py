@@ -1,6 +1,7 @@
 """The retriever: searches, what fails of them, and ties in the order of ids."""
 
 import logging
+import math
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -253,7 +254,7 @@ class ElasticRetriever:
             if len(items) != len(searches):
                 raise LookupError(f"{len(items)} answers to {len(searches)} searches")
             return [self._read(item) for item in items]
-        except (ConnectionError, LookupError, TypeError) as error:
+        except (ConnectionError, LookupError, TypeError, AttributeError) as error:
             return [(str(error) or repr(error), True)] * len(searches)
 
     def _read(self, item: Mapping[str, Any]) -> Found | Failure:
@@ -271,8 +272,17 @@ class ElasticRetriever:
             return why, status in TEMPORARY
         if item.get("timed_out") or item["_shards"]["failed"]:
             return "some shards did not answer", True
-        sorts = (hit["sort"] for hit in item["hits"]["hits"])
-        return [(str(product_id), float(score)) for score, product_id in sorts]
+        sorts = [hit["sort"] for hit in item["hits"]["hits"]]
+        found = [(sort[1], float(sort[0])) for sort in sorts]
+        scores = [score for _, score in found]
+        # Scores are numbers that fall, ids are texts: anything else is no answer.
+        if not (
+            all(0 <= score < math.inf for score in scores)
+            and scores == sorted(scores, reverse=True)
+            and all(isinstance(i, str) and i for i, _ in found)
+        ):
+            return "hits without an id or a score, or out of order", True
+        return found
 
 
 def _is_cut(row: Found, k: int, size: int) -> bool:

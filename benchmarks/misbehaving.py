@@ -87,7 +87,7 @@ def serving(
 
         do_GET = do_POST = _quietly  # noqa: N815 - the library's names
 
-        def log_message(self, *_) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             pass
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
