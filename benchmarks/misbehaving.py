@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -41,13 +40,16 @@ class Reply(NamedTuple):
 
 @contextmanager
 def serving(
-    answer: Callable[[Request], Reply], headers: Mapping[str, str] | None = None
+    answer: Callable[[Request], Reply],
+    headers: Mapping[str, str] | None = None,
+    port: int = 0,
 ) -> Iterator[str]:
     """A server's URL.
 
     Args:
         answer: called for every request, in threads.
         headers: of every answer.
+        port: 0: any that is free.
     """
     stopped = threading.Event()
 
@@ -66,15 +68,17 @@ def serving(
                 text = json.dumps(text).encode()
             self.send_response(reply.status)
             kind = {"content-type": "application/json"}
-            for name, value in (kind | dict(headers or {}) | reply.headers).items():
+            for name, value in (
+                kind | dict(headers or {}) | dict(reply.headers)
+            ).items():
                 self.send_header(name, value)
             self.send_header("content-length", str(len(text)))
             self.end_headers()
             if reply.drip:
                 for byte in text:
                     self.wfile.write(bytes([byte]))
-                    self.wfile.flush()
-                    time.sleep(reply.drip)
+                    if stopped.wait(reply.drip):
+                        return
             else:
                 self.wfile.write(text[: int(reply.sent * len(text))])
             self.close_connection = reply.sent < 1
@@ -90,7 +94,7 @@ def serving(
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     http.daemon_threads = True
     thread = threading.Thread(target=http.serve_forever, args=(0.01,))
     thread.start()

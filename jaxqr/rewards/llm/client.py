@@ -312,12 +312,14 @@ class LLM:
             fingerprint = response.system_fingerprint or ""
         except (AttributeError, IndexError, TypeError, OverflowError, ValueError):
             return None
+        masses = [sum(p for _, p in place) for place in positions]
         numbers = [p for place in positions for _, p in place]
         names = tokens + [token for place in positions for token, _ in place]
         if not (
             isinstance(text, str)
             and all(isinstance(name, str) for name in names)
             and all(0 <= p <= 1 + 1e-4 for p in numbers)  # not a NaN either
+            and all(0 < mass <= 1 + 1e-2 for mass in masses)
         ):
             return None
         read = sum(len(message["content"]) for message in request["messages"])
