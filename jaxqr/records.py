@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Shaped
+from jaxtyping import Bool, Float32, Int, Shaped
 
 
 class Product(NamedTuple):
@@ -128,6 +128,23 @@ class Interactions(NamedTuple):
     add_to_cart: Float32[np.ndarray, " Q"]
     purchase: Float32[np.ndarray, " Q"]
     valid: Bool[np.ndarray, " Q"]
+
+
+class Impressions(NamedTuple):
+    """What shoppers were shown and did, as columns: a row for each product of a list.
+
+    A list is shown to one shopper once; its rows are neighbors.
+    """
+
+    list_id: Shaped[np.ndarray, " R"]
+    """Of str; such as UBI's query id."""
+    query: Shaped[np.ndarray, " R"]
+    product_id: Shaped[np.ndarray, " R"]
+    rank: Int[np.ndarray, " R"]
+    """The product's place in the list, from 1 on."""
+    click: Bool[np.ndarray, " R"]
+    add_to_cart: Bool[np.ndarray, " R"]
+    purchase: Bool[np.ndarray, " R"]
 
 
 class Reward(NamedTuple):

@@ -81,6 +81,32 @@ class SimulatedShopper:
         profiles: Sequence[Profile],
     ) -> Interactions:
         """See `Judge`. Every row is valid; an empty list has the rates 0."""
+        looks, click, add, buy = self.chances(queries, hits, gains, profiles)
+        if self._seed is not None:
+            chances = np.stack([looks, click, add, buy], axis=-1)
+            draws = _draws(self._seed, queries, hits.ids)
+            looks, click, add, buy = np.moveaxis(draws < chances, -1, 0).astype(float)
+        length = np.maximum((hits.ids != "").sum(axis=1), 1)
+        clicked = looks * click
+        added = clicked * add
+        bought = added * buy
+        rates = [
+            (events.sum(axis=1) / length).astype(np.float32)
+            for events in (clicked, added, bought)
+        ]
+        return Interactions(*rates, valid=np.ones(len(queries), np.bool_))
+
+    def chances(
+        self,
+        queries: Sequence[str],
+        hits: Hits,
+        gains: Float[np.ndarray, "Q M"],
+        profiles: Sequence[Profile],
+    ) -> tuple[Float64[np.ndarray, "Q M"], ...]:
+        """The chances to look at each product, and then to click, add and buy it.
+
+        Each is given what comes before; padding is never looked at.
+        """
         if not len(queries) == len(hits.ids) == len(profiles):
             raise ValueError(
                 f"{len(queries)} queries, {len(hits.ids)} lists and {len(profiles)} "
@@ -98,19 +124,7 @@ class SimulatedShopper:
             _chance(bounds, gains, fit)
             for bounds in (CLICK, CART_AFTER_CLICK, PURCHASE_AFTER_CART)
         )
-        if self._seed is not None:
-            chances = np.stack([looks, click, add, buy], axis=-1)
-            draws = _draws(self._seed, queries, hits.ids)
-            looks, click, add, buy = np.moveaxis(draws < chances, -1, 0).astype(float)
-        length = np.maximum(listed.sum(axis=1), 1)
-        clicked = looks * click
-        added = clicked * add
-        bought = added * buy
-        rates = [
-            (events.sum(axis=1) / length).astype(np.float32)
-            for events in (clicked, added, bought)
-        ]
-        return Interactions(*rates, valid=np.ones(len(queries), np.bool_))
+        return looks, click, add, buy
 
     def _fit(
         self, rows: Int[np.ndarray, "Q M"], profiles: Sequence[Profile]
