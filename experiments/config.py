@@ -147,6 +147,23 @@ class LLMConfig:
 
 
 @dataclass(frozen=True)
+class LogsConfig:
+    """Logs of shoppers, as User Behavior Insights (`jaxqr/data/ubi.py`)."""
+
+    folder: Path | None = None
+    """With `ubi_queries` and `ubi_events`; None: `logs` in the run's folder."""
+    weight: float = 1.0
+    """Of the logs; the rest is that of simulated shoppers, who answer alone for lists
+    that the logs do not know. 1: the logs alone."""
+    min_impressions: float = 10.0
+    """Debiased impressions below which a product is not known for a query."""
+    min_coverage: float = 0.5
+    """Share of a list's views that its known products must have."""
+    strength: float = 10.0
+    """Impressions of the average product that each begins with."""
+
+
+@dataclass(frozen=True)
 class ServiceConfig:
     """Reward servers (`experiments.reward_server`) to ask instead of searching here.
 
@@ -175,9 +192,10 @@ class SystemConfig:
     )
     text: Literal["title", "title-brand-color"] = "title-brand-color"
     """What is searched of a product."""
-    judge: Literal["simulated", "llm", "local"] = "simulated"
-    """Who clicks: `simulated` shoppers, or a language model that plays them, on a
-    server (`llm`) or in this process (`local`)."""
+    judge: Literal["simulated", "llm", "local", "logged"] = "simulated"
+    """Who clicks: `simulated` shoppers, a language model that plays them, on a server
+    (`llm`) or in this process (`local`), or real shoppers, as they are `logged`."""
+    logs: LogsConfig = field(default_factory=LogsConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
     local: Path | None = None
     """Hugging Face folder of the instruct model that is the `local` judge."""
@@ -275,6 +293,20 @@ class Pretrain:
     """Times that some words of each plain text are to be chosen."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Visits:
+    """Logs that simulated shoppers leave in the synthetic shop."""
+
+    n: int = 60_000
+    """Visits: a shopper, a query, and the list that the search engine shows."""
+    k: int = 40
+    """Length of the lists."""
+    shuffled: float = 0.2
+    """Share of lists in a random order, which tells position from merit."""
+    shoppers: int = 1000
+    seed: int = 7
 
 
 @dataclass(frozen=True)
@@ -388,4 +420,6 @@ class Run:
     sft_student: SFT
     distill: Distill
     online: OnlineDPO
+    visits: Visits | None = None
+    """None: nobody leaves logs."""
     evaluate: Evaluate = field(default_factory=Evaluate)

@@ -30,6 +30,7 @@ from experiments import (
     relevance,
     report,
     sft,
+    visits,
 )
 from experiments.cli import launch, set_up
 from experiments.config import Model, PromptConfig, Relevance, Run
@@ -81,6 +82,8 @@ def main(run: Path, config: Config) -> None:
             pretrain.main(run, student)
         sft.main(run, config.sft_student)
         distill.main(run, config.distill)
+    if config.visits:
+        visits.main(run, config.visits)
     online_dpo.main(run, config.online)
     evaluate.main(run, config.evaluate)
     report.main(run, report.Config())

@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 
 from experiments import runs
-from experiments.config import Relevance, ServiceConfig, SystemConfig
+from experiments.config import LogsConfig, Relevance, ServiceConfig, SystemConfig
 from experiments.prepare import Prepared
 from jaxqr import sharding
+from jaxqr.data import ubi
 from jaxqr.evaluation.search import Score, Scorers
 from jaxqr.lm import LM
 from jaxqr.records import Product
@@ -30,15 +31,18 @@ from jaxqr.rewards import (
     rewrite_reward,
     sample_profiles,
 )
+from jaxqr.rewards.blend import Blend
 from jaxqr.rewards.classifier import Classifier
 from jaxqr.rewards.client import RemoteReward
+from jaxqr.rewards.logged import LoggedJudge
 from jaxqr.rewards.relevance import RelevanceModel
 
 TEXTS = {"title": title, "title-brand-color": title_brand_color}
+RANKS = (1, 2, 5, 10, 20)
+"""Ranks whose propensities a run with logs reports."""
 POOLS = ("reward", "guard")
 """What a reward server calls the rewards of training and of the guard."""
 FAVORITE_BRANDS = 50
-"""The catalogue's most frequent brands, which shoppers may favor."""
 
 
 def engine(
@@ -81,16 +85,24 @@ def engine(
     return retriever
 
 
+def brands(products: Mapping[str, Product]) -> list[str]:
+    """The catalogue's most frequent brands, which shoppers may favor."""
+    counts = Counter(p.brand for p in products.values() if p.brand)
+    return [brand for brand, _ in counts.most_common(FAVORITE_BRANDS)]
+
+
 def judge(
     config: SystemConfig, products: Mapping[str, Product], run: Path
-) -> tuple[Judge, Mapping[str, int]]:
-    """Who looks through the lists, and the counts of what they could not answer.
+) -> tuple[Judge, Mapping[str, float]]:
+    """Who looks through the lists, and counts of what they know or could not answer.
 
     Raises:
         ValueError: it is a language model, and the settings do not say which.
     """
     if config.judge == "simulated":
         return SimulatedShopper(products), {}
+    if config.judge == "logged":
+        return _logged(config.logs, products, run)
     if config.judge == "local":
         from jaxqr.rewards.local import LocalJudge
 
@@ -124,6 +136,29 @@ def judge(
     return LLMJudge(llm, products, both_orders=asked.both_orders), llm.counts
 
 
+def _logged(
+    config: LogsConfig, products: Mapping[str, Product], run: Path
+) -> tuple[Judge, Mapping[str, float]]:
+    if not 0 < config.weight <= 1:
+        raise ValueError(f"logs.weight is {config.weight}, expected a share above 0")
+    folder = config.folder or runs.require(
+        run / "logs", f"python -m experiments.visits --run {run}"
+    )
+    logged = LoggedJudge(
+        ubi.load(folder)[0],
+        min_impressions=config.min_impressions,
+        min_coverage=config.min_coverage,
+        strength=config.strength,
+    )
+    theta = logged.pbm.propensity
+    known = {"queries": float(logged.queries), "pairs": float(logged.pairs)}
+    known |= {f"propensity_{i}": float(theta[i - 1]) for i in RANKS if i <= len(theta)}
+    if config.weight == 1:
+        return logged, known
+    simulated = SimulatedShopper(products)
+    return Blend({logged: config.weight, simulated: 1 - config.weight}), known
+
+
 class System:
     """Scores rewrites in training, and measures them in evaluation.
 
@@ -147,7 +182,7 @@ class System:
             )
         self._data, self._config = data, config
         self._parts = None if config.service.urls else _Parts(run, data, config)
-        self._counts: dict[str, Mapping[str, int]] = {}
+        self._counts: dict[str, Mapping[str, float]] = {}
         if self._parts is not None:
             self.reward, self.guard = self._parts.scores(self._parts.engine)
             self._counts["judge"] = self._parts.counts
@@ -220,8 +255,7 @@ class _Parts:
             data.labels,
         )
         self._judge, self.counts = judge(config, products, run)
-        counts = Counter(p.brand for p in products.values() if p.brand)
-        self._brands = [brand for brand, _ in counts.most_common(FAVORITE_BRANDS)]
+        self._brands = brands(products)
         self.engine = engine(config, products, run)
 
     def scores(self, retriever: Retriever) -> tuple[Score, Score]:

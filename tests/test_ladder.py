@@ -35,7 +35,7 @@ EXPERIMENTS = (
     {"training"},
     {
         *("relevance", "pretrain", "sft", "distill", "online_dpo", "reward_server"),
-        *("evaluate", "report"),
+        *("evaluate", "report", "visits"),
     },
     {"pipeline", "adversarial"},
     {"quickstart", "ablate"},
