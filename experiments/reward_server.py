@@ -62,10 +62,12 @@ def main(run: Path, config: RewardServer) -> None:
         ) from None
     settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=DRAIN)
     host, port = listening.getsockname()[:2]
+    server = uvicorn.Server(settings)
+    # Before uvicorn listens to signals, and when it sends itself the one that it has
+    # served, at its end.
+    signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
     print(f"serving the reward of {run} at http://{host}:{port}", flush=True)
-    # uvicorn sends itself the signal again once it has drained.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    uvicorn.Server(settings).run(sockets=[listening])
+    server.run(sockets=[listening])
     print("stopped; all requests are answered")
 
 

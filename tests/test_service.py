@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -122,6 +123,7 @@ def test_who_may_ask(caplog):
         b"",
         b"{",
         b"[]",
+        b"[" * 100_000,
         b"\xff",
         {},
         {"queries": ["a"]},
@@ -333,6 +335,31 @@ def test_another_server_is_asked_instead():
             assert remote(["q"], ["r"]).valid.all()
     assert len(asked) == 2  # in turn
     assert remote.counts == {"scored": 4, "status_503": 2}
+
+
+def test_servers_that_differ():
+    other = good()
+    del other["parts"]["diversity"]
+    with (
+        serving(lambda _: Reply(good())) as first,
+        serving(lambda _: Reply(other)) as second,
+        RemoteReward([first, second], batch_size=1) as remote,
+        pytest.raises(ValueError, match="the reward servers differ"),
+    ):
+        remote(["q", "q"], ["r", "r"])
+
+
+def test_a_client_that_leaves_while_it_sends(caplog):
+    with started(service.app({"reward": lengths})) as url:
+        host, port = url.removeprefix("http://").split(":")
+        head = b"POST /v1/reward HTTP/1.1\r\nhost: x\r\ncontent-length: 999\r\n\r\n{"
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(head)
+        time.sleep(0.3)
+        assert post(url).status_code == 200
+        text = httpx.get(f"{url}/metrics").text
+    assert 'jaxqr_requests_total{status="499"} 1.0' in text
+    assert "Traceback" not in caplog.text
 
 
 def test_a_server_that_says_when_to_come_back():

@@ -88,7 +88,8 @@ class RemoteReward:
         """Scores `rewrites[q]` as a rewrite of `queries[q]`.
 
         Raises:
-            ValueError: the two differ in length, or a server refuses what it is sent.
+            ValueError: the two differ in length, a server refuses what it is sent, or
+                several servers have rewards of different parts or lists.
             PermissionError: a server wants another token.
         """
         if len(queries) != len(rewrites):
@@ -109,7 +110,9 @@ class RemoteReward:
                 return await self._batch(queries[part], rewrites[part])
 
         starts = range(0, len(rewrites), self._batch_size)
-        return Reward.concatenate(await asyncio.gather(*map(batch, starts)))
+        rewards = await asyncio.gather(*map(batch, starts))
+        _check_alike([r for r in rewards if WHY not in r.flags])
+        return Reward.concatenate(rewards)
 
     async def _batch(self, queries: list[str], rewrites: list[str]) -> Reward:
         texts = {"queries": queries, "rewrites": rewrites}
@@ -164,6 +167,19 @@ class RemoteReward:
             return _checked(Reward.from_json(response.json()), rows), None
         except (ValueError, RecursionError):
             return "garbage", None
+
+
+def _check_alike(rewards: Sequence[Reward]) -> None:
+    """Raises ValueError where servers do not compute the same thing."""
+    kinds = {
+        (tuple(r.parts), None if r.hits is None else r.hits.ids.shape[1])
+        for r in rewards
+    }
+    if len(kinds) > 1:
+        raise ValueError(
+            "the reward servers differ in their parts or in the length of their lists: "
+            f"{sorted(map(str, kinds))}; start all of them with the same settings"
+        )
 
 
 def _checked(reward: Reward, rows: int) -> Reward:

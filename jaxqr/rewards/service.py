@@ -24,7 +24,7 @@ from contextlib import asynccontextmanager
 import prometheus_client
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -33,6 +33,7 @@ from jaxqr.rewards.pool import Score
 
 MAX_BODY = 8 << 20
 """Bytes of a request."""
+GONE = "the client has gone"
 RETRY_AFTER = 1
 """Seconds after which a client that was turned away may come back."""
 
@@ -184,7 +185,7 @@ class _Service:
             await asyncio.wait({gone, done}, return_when=asyncio.FIRST_COMPLETED)
             if not done.done():
                 work.cancel()  # if it has not begun
-                raise HTTPException(499, "the client has gone")
+                raise HTTPException(499, GONE)
             return done.result()
         except HTTPException:
             raise
@@ -220,12 +221,16 @@ class _Service:
 
     async def _body(self, request: Request) -> bytes:
         body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > self._max_body:
-                raise HTTPException(
-                    413, f"more than {self._max_body} bytes: ask for fewer rows at once"
-                )
+        try:
+            async for part in request.stream():
+                body += part
+                if len(body) > self._max_body:
+                    raise HTTPException(
+                        413,
+                        f"more than {self._max_body} bytes: ask for fewer rows at once",
+                    )
+        except ClientDisconnect:
+            raise HTTPException(499, GONE) from None
         return bytes(body)
 
     def _read(self, body: bytes) -> tuple[str, list[str], list[str]]:
@@ -238,7 +243,7 @@ class _Service:
             lists = isinstance(queries, list) and isinstance(rewrites, list)
             if lists and len(queries) == len(rewrites) and pool in self._scores:
                 return pool, queries, rewrites
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             pass
         raise HTTPException(
             422,
