@@ -255,6 +255,9 @@ class Prepare(SourceConfig):
     """Labels under which a product counts as shared; None: the collection's own."""
     max_degree: int = 100
     """Products relevant to more queries than this make no pairs."""
+    verify: bool = False
+    """Keep pairs only that a language model (`llm`) calls equivalent."""
+    llm: LLMConfig = field(default_factory=LLMConfig)
     official_split: bool = True
     """Keep official test queries, and what they are paired with, out of training.
     Without it the pairs are dealt out afresh, by connected component all the same."""

@@ -9,7 +9,7 @@ half a minute (esci-small).
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -94,6 +94,7 @@ def main(run: Path, config: Prepare) -> None:
             k=config.k,
             labels=config.labels,
             max_degree=config.max_degree,
+            equivalent=partial(_equivalent, run, config) if config.verify else None,
             seed=config.seed,
         )
         by_split = {name: getattr(pairs, name) for name in SPLITS}
@@ -129,6 +130,31 @@ def main(run: Path, config: Prepare) -> None:
         )
         Console().print(str(pairs.statistics))
         Console().print(json.dumps(counts))
+
+
+def _equivalent(
+    run: Path, config: Prepare, first: Sequence[str], second: Sequence[str]
+) -> np.ndarray:
+    """Whether a language model calls each two queries equivalent: bool [P].
+
+    What is neither yes nor no is not.
+
+    Raises:
+        ConnectionError: it could not answer for all of them. What it did is kept.
+    """
+    from experiments import servers
+    from jaxqr.rewards.llm import equivalent
+
+    with servers.llm(config.llm, run, option("prepare", "llm")) as llm:
+        found, valid = equivalent(llm, list(zip(first, second, strict=True)))
+        unanswered = np.sum(~valid) - llm.counts["no_yes_or_no"]
+        if unanswered:
+            raise ConnectionError(
+                f"{unanswered} of {len(valid)} pairs could not be verified "
+                f"({dict(llm.counts)}): run the same command again, it asks for these "
+                "alone; or leave out the verification"
+            )
+    return valid & (found >= 0.5)
 
 
 def corpus(products: dict[str, Product], split: dict[str, str]) -> list[str]:

@@ -114,26 +114,11 @@ def judge(
             )
         local = LocalJudge(LM.load(config.local), products)
         return local, local.counts
-    from jaxqr.rewards.llm import LLM, LLMJudge
+    from experiments import servers
+    from jaxqr.rewards.llm import LLMJudge
 
-    asked = config.llm
-    if not (asked.url and asked.model):
-        raise ValueError(
-            "the judge is a language model, but it is not said which: give --system.llm"
-            ".url, such as http://localhost:8000/v1, and --system.llm.model "
-            "(--online.system.llm.url and .model of a pipeline)"
-        )
-    llm = LLM(
-        asked.url,
-        asked.model,
-        api_key=os.environ.get("JAXQR_LLM_API_KEY"),
-        timeout=asked.timeout,
-        retries=asked.retries,
-        concurrency=asked.concurrency,
-        cache=asked.cache or run / "llm.sqlite",
-        budget=asked.budget,
-    )
-    return LLMJudge(llm, products, both_orders=asked.both_orders), llm.counts
+    llm = servers.llm(config.llm, run, "--system.llm (--online.system.llm)")
+    return LLMJudge(llm, products, both_orders=config.llm.both_orders), llm.counts
 
 
 def _logged(

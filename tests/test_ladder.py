@@ -30,6 +30,7 @@ EXPERIMENTS = (
     {"presets"},
     {"cli", "runs"},
     {"sources"},
+    {"servers"},
     {"prepare"},
     {"system"},
     {"training"},

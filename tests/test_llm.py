@@ -9,6 +9,7 @@ import os
 import sqlite3
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -494,3 +495,30 @@ def test_a_real_server():
     rates = np.array([found.click, found.add_to_cart, found.purchase])
     assert ((rates >= 0) & (rates <= 1)).all()
     assert llm.counts["answered"] >= 3
+
+
+def test_pairs_are_verified_on_request(tmp_path):
+    from experiments import prepare
+    from experiments.config import Lengths, LLMConfig, Prepare
+
+    def say(text, begun):
+        searches = text.partition("First search: ")[2].split("\nSecond search: ")
+        return {"yes" if len(searches[0]) == len(searches[1]) else "no": 1.0}
+
+    settings = Prepare(
+        products=300, types=3, intents=60, vocab_size=400, lengths=Lengths(16, 16, 16)
+    )
+    with serving(Server(say)) as url:
+        llm = LLMConfig(url=f"{url}/v1", model="m", retries=0)
+        for verify in (False, True):
+            run = tmp_path / str(verify)
+            prepare.main(run, replace(settings, verify=verify, llm=llm))
+    plain, verified = (prepare.Prepared(tmp_path / name) for name in ("False", "True"))
+    kept = {p for part in verified.pairs.values() for p in part}
+    expected = {p for part in plain.pairs.values() for p in part}
+    assert kept == {(a, b) for a, b in expected if len(a) == len(b)}
+    assert 0 < len(kept) < len(expected)
+    with pytest.raises(ConnectionError, match="pairs could not be verified"):
+        prepare.main(tmp_path / "other", replace(settings, verify=True, llm=llm))
+    with pytest.raises(ValueError, match=r"give --.*llm\.url"):
+        prepare.main(tmp_path / "none", replace(settings, verify=True))

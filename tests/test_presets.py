@@ -204,6 +204,8 @@ def test_documents_name_options_that_exist():
     for option in options:
         if option.startswith("optimizer."):  # of a stage by itself
             option = f"distill.{option}"
+        if option.startswith("llm."):
+            option = f"prepare.{option}"
         if option.startswith("system."):
             option = f"online.{option}"
         option = option.replace(".engine.", ".elastic.")  # its name on a command line
