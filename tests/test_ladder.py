@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 RUNGS = (
-    {"types", "records", "losses", "vocab", "metrics", "sharding"},
+    {"types", "records", "losses", "vocab", "metrics", "sharding", "retry"},
     {"models", "data", "retrieval"},
     {"decode", "rewards"},
     {"lm"},
@@ -110,6 +110,7 @@ WITHOUT_JAX = (
     "jaxqr.retrieval",
     "jaxqr.metrics",
     "jaxqr.records",
+    "jaxqr.retry",
     "jaxqr.report",
     "experiments.cli",
     "experiments.config",

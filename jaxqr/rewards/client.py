@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxqr.records import Reward
 from jaxqr.rewards.background import Background
-from jaxqr.rewards.retry import TEMPORARY, pause
+from jaxqr.retry import TEMPORARY, pause
 
 WHY = "service_failed"
 """The flag of rows that no server scored."""
@@ -50,7 +50,7 @@ class RemoteReward:
             timeout: seconds from a request to the end of its answer.
             retries: how often a batch is sent again.
             backoff: seconds before the first of these; each further one waits twice as
-                long (`rewards.retry.pause`).
+                long (`jaxqr.retry.pause`).
             batch_size: rows of one request.
             concurrency: requests at a time, of one call.
 

@@ -12,13 +12,12 @@ from elasticsearch import helpers
 from jaxqr.records import Product
 from jaxqr.retrieval.documents import Text, check_id, name_of
 from jaxqr.retrieval.elastic.connection import Connection, reason
+from jaxqr.retry import MAX_BACKOFF
 
 PRODUCT_FIELDS = ("title", "description", "bullets", "brand", "color", "category")
 """Texts of a product that can be a field of their own, next to `text`."""
 LONGEST_ID = 512
 """Bytes; the server refuses a whole request for one longer id."""
-MAX_BACKOFF = 20.0
-"""Seconds between two tries, at most."""
 
 _OWN = "jaxqr"  # the key of an index's `_meta` that says it is ours
 

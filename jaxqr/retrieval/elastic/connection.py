@@ -7,8 +7,8 @@ from typing import Any
 import elasticsearch
 from elasticsearch import Elasticsearch
 
-TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
-"""Statuses that are worth another try."""
+from jaxqr.retry import TEMPORARY
+
 BULK_PATIENCE = 6
 """A bulk request or a refresh may take this many times a search's time."""
 

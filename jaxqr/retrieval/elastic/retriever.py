@@ -2,7 +2,6 @@
 
 import logging
 import math
-import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -18,8 +17,9 @@ from jaxqr.retrieval.documents import (
     title_brand_color,
 )
 from jaxqr.retrieval.elastic import catalogue
-from jaxqr.retrieval.elastic.catalogue import MAX_BACKOFF, Documents, IndexReport
-from jaxqr.retrieval.elastic.connection import TEMPORARY, Connection, reason
+from jaxqr.retrieval.elastic.catalogue import Documents, IndexReport
+from jaxqr.retrieval.elastic.connection import Connection, reason
+from jaxqr.retry import TEMPORARY, pause
 
 WINDOW = 10_000
 """The server's longest list (`index.max_result_window`)."""
@@ -83,7 +83,7 @@ class ElasticRetriever:
             timeout: seconds of one request.
             retries: how often a request that failed for now is sent again.
             backoff: seconds before the first of these, on average; each further one
-                waits twice as long, up to `MAX_BACKOFF`.
+                waits twice as long (`jaxqr.retry.pause`).
             batch_size: queries of one request (`_msearch`).
 
         Raises:
@@ -216,8 +216,7 @@ class ElasticRetriever:
             if not waiting:
                 break
             if attempt:
-                pause = self._connection.backoff * 2 ** (attempt - 1)
-                time.sleep(min(pause * random.uniform(0.5, 1.5), MAX_BACKOFF))
+                time.sleep(pause(attempt - 1, self._connection.backoff) or 0.0)
             answers = self._msearch([searches[i] for i in waiting])
             again = []
             for i, answer in zip(waiting, answers, strict=True):

@@ -18,7 +18,7 @@ from openai import AsyncOpenAI
 from jaxqr.rewards.background import Background
 from jaxqr.rewards.llm.cache import Cache
 from jaxqr.rewards.questions import Message, Position, expected_number, number
-from jaxqr.rewards.retry import TEMPORARY, pause
+from jaxqr.retry import TEMPORARY, pause
 
 ALTERNATIVES = 20
 """Likeliest tokens asked for at each place; servers give no more."""
@@ -95,7 +95,7 @@ class LLM:
             timeout: seconds from a request to the end of its answer.
             retries: how often a request is sent again.
             backoff: seconds before the first of these; each further one waits twice as
-                long (`rewards.retry.pause`).
+                long (`jaxqr.retry.pause`).
             concurrency: requests at a time.
             cache: file of the answers; None: they are not kept.
             budget: tokens, read and written, after which nothing is asked any more.
