@@ -367,7 +367,7 @@ def test_no_question_is_paid_for_twice(tmp_path):
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, other)
     assert (counts["cached"], more["cached"], more["answered"]) == (0, 3, 3)
-    server.fingerprint = "two"  # another state of the server: asked anew
+    server.fingerprint = "two"  # another state of the server: asked again
     _, changed = judge(server, ["abc"], cache=file)
     assert changed["cached"] == 0
     other = judge(Server(three), ["abd"], cache=file)[1]

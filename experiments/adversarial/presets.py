@@ -1,8 +1,8 @@
 """Adversarial runs by name, with every setting that is not a default.
 
 ==============  ====================================================================
-`shop`          the synthetic shop, models from scratch; 2 CPU cores, about 17 minutes
-                for the first seed and 11 for each further one
+`shop`          the synthetic shop, models from scratch; 2 CPU cores, about 9 minutes
+                (17 on a slower machine, and 11 for each further seed)
 `esci-small`    the ESCI extract's fully judged queries; give `--generator.init` and
                 `--classifier.init` pretrained folders
 `wands`         Wayfair's release

@@ -6,6 +6,7 @@ here imports jax, except `classifier`, `relevance` and `local`. These have to be
 imported by their own names, as `llm`, `service` and `client` have.
 """
 
+from jaxqr.rewards.blend import Blend
 from jaxqr.rewards.judges import SimulatedShopper
 from jaxqr.rewards.pool import ScoringPool
 from jaxqr.rewards.profiles import Profile, sample_profiles
@@ -20,6 +21,7 @@ from jaxqr.rewards.reward import (
 __all__ = [
     "INTERACTIONS",
     "PARTS",
+    "Blend",
     "Judge",
     "Profile",
     "Relevance",

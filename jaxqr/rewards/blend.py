@@ -13,8 +13,8 @@ from jaxqr.rewards.reward import INTERACTIONS, Judge
 class Blend:
     """The weighted mean of judges, for each list of those that know it.
 
-    Weights are shared out anew among the judges that are `valid` for a list; a list
-    that none of them knows is not valid.
+    Weights are renormalized over the judges that are `valid` for a list; a list that
+    none of them knows is not valid.
 
     Attributes:
         answered: how many lists each judge knew so far, in their order.

@@ -10,8 +10,8 @@ import httpx
 import numpy as np
 
 from jaxqr.records import Reward
-from jaxqr.rewards.background import Background
 from jaxqr.retry import TEMPORARY, pause
+from jaxqr.rewards.background import Background
 
 WHY = "service_failed"
 """The flag of rows that no server scored."""

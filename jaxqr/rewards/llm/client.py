@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, TypeVar
 import openai
 from openai import AsyncOpenAI
 
+from jaxqr.retry import TEMPORARY, pause
 from jaxqr.rewards.background import Background
 from jaxqr.rewards.llm.cache import Cache
 from jaxqr.rewards.questions import Message, Position, expected_number, number
-from jaxqr.retry import TEMPORARY, pause
 
 ALTERNATIVES = 20
 """Likeliest tokens asked for at each place; servers give no more."""
