@@ -51,7 +51,8 @@ def fetch(version: str) -> Path:
     subprocess.run(
         [
             "mvn",
-            "-qB",
+            "-q",
+            "-B",
             "dependency:get",
             "-Dtransitive=false",
             f"-Dartifact={artifact}",
