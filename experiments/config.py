@@ -407,6 +407,12 @@ class Evaluate:
     """Most test queries in the online table."""
     online: str = "online"
     """The online stage that is evaluated."""
+    rewrites: int = 10
+    """Beams of each query that may have a part in what is served."""
+    harm: float = 0.1
+    """Share of queries that may be served worse than alone."""
+    gate_queries: int = 300
+    """Most validation queries that the gate is fitted on."""
     seed: int = 0
 
 

@@ -32,6 +32,7 @@ from experiments.config import (
 from experiments.online_dpo import write
 from experiments.prepare import Prepared
 from experiments.presets import PRESETS
+from experiments.serving import served
 from experiments.system import System
 from jaxqr.data.tokenize import Tokenizer
 from jaxqr.decode import Sampling
@@ -71,6 +72,11 @@ def main(run: Path, config: Evaluate) -> None:
         summary["offline"] = offline(run, config, data)
         _show(console, "Offline, test pairs", _turned(summary["offline"]["rows"]))
     if (run / config.online / "done").exists():
+        settings = runs.read(run / config.online, OnlineDPO)
+        policy = load_stage(run / config.online, OnlineDPO)
+        summary["served"] = served(run, config, data, settings.system, policy)
+        if summary["served"]:
+            _show(console, "Search, test queries", _served_rows(summary["served"]))
         summary["online"] = online(run, config, data)
         _show(console, "Online, test queries", _by_metric(summary["online"]))
         lines = read_metrics(run / config.online / "metrics.jsonl")
@@ -210,6 +216,15 @@ def _by_metric(table: dict[str, Any]) -> list[dict[str, Any]]:
                 line[f"against {than}"] = f"{low:+.3f} to {high:+.3f}"
         lines.append(line)
     return lines
+
+
+def _served_rows(served: dict[str, Any]) -> list[dict[str, Any]]:
+    """A line per system: recall, nDCG, and who is better or worse for it."""
+    names = ("recall@50", "ndcg@10", "win", "loss", "searches")
+    return [
+        {"system": row["system"]} | {name: row[name] for name in names}
+        for row in served["rows"]
+    ]
 
 
 def _show(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:

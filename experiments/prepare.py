@@ -66,12 +66,17 @@ class Prepared(sources.Stored):
         return corpus(self.products, self.split)
 
     @cached_property
+    def truth(self) -> shop.Truth | None:
+        """What only a synthetic shop's maker knows; None elsewhere."""
+        path = self._folder / "truth.json"
+        return shop.Truth.load(path) if path.exists() else None
+
+    @property
     def true_gain(self) -> Callable[[str, str], float] | None:
         """Gain of (query, product id) by a synthetic shop's rule; None elsewhere."""
-        path = self._folder / "truth.json"
-        if not path.exists():
+        if self.truth is None:
             return None
-        return partial(_true_gain, shop.Truth.load(path), self.labels)
+        return partial(_true_gain, self.truth, self.labels)
 
 
 def _true_gain(truth: shop.Truth, labels: Labels, query: str, product: str) -> float:

@@ -7,10 +7,11 @@ import dataclasses
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from experiments import runs
 from experiments.config import LogsConfig, Relevance, ServiceConfig, SystemConfig
@@ -19,7 +20,7 @@ from jaxqr import sharding
 from jaxqr.data import ubi
 from jaxqr.evaluation.search import Score, Scorers
 from jaxqr.lm import LM
-from jaxqr.records import Product
+from jaxqr.records import Hits, Product, Reward
 from jaxqr.retrieval import Retriever
 from jaxqr.retrieval.cached import CachedRetriever
 from jaxqr.retrieval.documents import title, title_brand_color
@@ -28,6 +29,7 @@ from jaxqr.rewards import (
     Judge,
     ScoringPool,
     SimulatedShopper,
+    list_reward,
     rewrite_reward,
     sample_profiles,
 )
@@ -166,7 +168,7 @@ class System:
                 "must be shoppers that training never meets; give it another seed"
             )
         self._data, self._config = data, config
-        self._parts = None if config.service.urls else _Parts(run, data, config)
+        self._parts = None if config.service.urls else Parts(run, data, config)
         self._counts: dict[str, Mapping[str, float]] = {}
         if self._parts is not None:
             self.reward, self.guard = self._parts.scores(self._parts.engine)
@@ -218,8 +220,15 @@ def _remote(config: ServiceConfig, pool: str) -> RemoteReward:
     )
 
 
-class _Parts:
-    """Engine, M1 and judge in this process."""
+class Parts:
+    """Engine, M1 and judge in this process.
+
+    Attributes:
+        engine: the search engine.
+        relevance: M1.
+        brands: the catalogue's most frequent brands.
+        counts: what the judge answered and failed to.
+    """
 
     def __init__(self, run: Path, data: Prepared, config: SystemConfig):
         self._config = config
@@ -229,7 +238,7 @@ class _Parts:
         )
         settings = runs.read(folder, Relevance)
         products, compute = data.products, settings.compute
-        self._relevance = RelevanceModel(
+        self.relevance = RelevanceModel(
             Classifier.load(
                 folder / "model",
                 max_tokens=settings.max_tokens,
@@ -240,7 +249,7 @@ class _Parts:
             data.labels,
         )
         self._judge, self.counts = judge(config, products, run)
-        self._brands = brands(products)
+        self.brands = brands(products)
         self.engine = engine(config, products, run)
 
     def scores(self, retriever: Retriever) -> tuple[Score, Score]:
@@ -250,16 +259,28 @@ class _Parts:
         return reward, guard
 
     def _score(self, retriever: Retriever, seed: int) -> Score:
-        config = self._config
         return partial(
             rewrite_reward,
             retriever=retriever,
-            relevance=self._relevance,
-            judge=self._judge,
-            weights=dataclasses.asdict(config.weights),
-            k=config.k,
-            profiles=sample_profiles(config.shoppers, seed, brands=self._brands),
+            k=self._config.k,
+            **self._judgement(seed),
         )
+
+    def lists(self, queries: Sequence[str], original: Hits, hits: Hits) -> Reward:
+        """The reward, as in training, of lists shown for queries (`list_reward`)."""
+        k, seed = self._config.k, self._config.pool_seed
+        lists = original.first(k), hits.first(k)
+        return list_reward(queries, *lists, **self._judgement(seed))
+
+    def _judgement(self, seed: int) -> dict[str, Any]:
+        """How lists are judged, by shoppers of that seed."""
+        config = self._config
+        return {
+            "relevance": self.relevance,
+            "judge": self._judge,
+            "weights": dataclasses.asdict(config.weights),
+            "profiles": sample_profiles(config.shoppers, seed, brands=self.brands),
+        }
 
 
 def judged_gains(data: Prepared) -> dict[str, dict[str, float]]:

@@ -120,6 +120,10 @@ class Hits(NamedTuple):
         """The lists of some rows, in that order."""
         return Hits(self.ids[rows], self.scores[rows], self.valid[rows])
 
+    def first(self, k: int) -> "Hits":
+        """The first `k` products of every list."""
+        return Hits(self.ids[:, :k], self.scores[:, :k], self.valid)
+
 
 class Interactions(NamedTuple):
     """Expected interactions per listed product, in [0, 1]; not `valid` is a failure."""

@@ -117,6 +117,27 @@ def test_lists_are_those_of_the_embedded_engine(connect):
     assert_equal(theirs.search(asked, 20), ours.search(asked, 20))
 
 
+def test_weighted_terms_find_what_they_find_in_the_embedded_engine(connect):
+    catalogue, rng = products(1500), np.random.default_rng(2)
+    bags = [
+        {
+            f"w{i}": float(w)
+            for i, w in zip(rng.permutation(45)[:n], rng.random(n), strict=True)
+        }
+        for n in rng.integers(1, 30, 60)
+    ]
+    bags += [{}, {"unknown": 2.0}, {"w1": 1.0, "don't": 0.5}]
+    theirs, ours = connect(), EmbeddedRetriever.build(catalogue, text=title)
+    theirs.index(catalogue)
+    for k in (1, 20, 300):
+        assert_equal(theirs.search_terms(bags, k), ours.search_terms(bags, k))
+    texts = ["w1 w1 w2", "w3"]
+    same = theirs.search_terms([{"w1": 2.0, "w2": 1.0}, {"w3": 1.0}], 20)
+    assert_equal(same, theirs.search(texts, 20))
+    with pytest.raises(ValueError, match="'w1' weighs 0"):
+        theirs.search_terms([{"w1": 0.0}], 20)
+
+
 @pytest.mark.skipif(not ESCI.exists(), reason="the extract of ESCI is not here")
 def test_lists_are_equal_for_every_query_of_the_extract(connect):
     collection = esci.load(ESCI)

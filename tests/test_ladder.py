@@ -34,6 +34,7 @@ EXPERIMENTS = (
     {"prepare"},
     {"system"},
     {"training"},
+    {"serving"},
     {
         *("relevance", "pretrain", "sft", "distill", "online_dpo", "reward_server"),
         *("evaluate", "report", "visits"),

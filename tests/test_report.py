@@ -14,6 +14,7 @@ import pytest
 
 from jaxqr import report
 from jaxqr.report import drawing, figures, page, schema, tables
+from jaxqr.report.definitions import FEEDBACK, QUERY, SERVED
 from jaxqr.report.verdict import verdict
 
 COPY, BEFORE, AFTER = "copy the query", "before (distill)", "after online DPO"
@@ -49,6 +50,55 @@ def undefined(metric, than):
     return {"metric": metric, "system": AFTER, "than": than} | unknown
 
 
+SERVING = {  # recall@50, nDCG@10, wins, losses, searches
+    QUERY: (0.412, 0.351, 0.0, 0.0, 1),
+    FEEDBACK: (0.431, 0.366, 0.21, 0.13, 2),
+    "with terms of 1 rewrite": (0.467, 0.372, 0.38, 0.09, 1),
+    SERVED: (0.478, 0.391, 0.37, 0.04, 1.25),
+    "ceiling: the catalogue's words": (0.912, 0.934, 0.8, 0.01, 1),
+}
+
+
+def make_served() -> dict:
+    metrics = ["recall@50", "ndcg@10"]
+    compared = [(name, QUERY) for name in list(SERVING)[1:]] + [(SERVED, FEEDBACK)]
+    return {
+        "queries": 321,
+        "metrics": metrics,
+        "rows": [
+            {"system": name, "recall@50": recall, "ndcg@10": ndcg, "searches": searches}
+            | {"no_results": 0.0, "win": win, "loss": loss}
+            for name, (recall, ndcg, win, loss, searches) in SERVING.items()
+        ],
+        "differences": [
+            {"metric": metric, "system": name, "than": than}
+            | {"difference": d, "low": d - 0.01, "high": d + 0.01}
+            for name, than in compared
+            for i, metric in enumerate(metrics)
+            for d in [SERVING[name][i] - SERVING[than][i]]
+        ],
+        "segments": [
+            {
+                "segment": "misspelled",
+                "queries": 77,
+                "rows": [
+                    {"system": name, "recall@50": row[0] - 0.1}
+                    | {"difference": 0.066, "low": 0.041, "high": 0.088}
+                    for name, row in SERVING.items()
+                ],
+            }
+        ],
+        "way": "with terms of 3 rewrites",
+        "gate": [{"feature": "confidence", "least": -1.25}],
+        "open": 0.625,
+        "harm": 0.1,
+        "gate_queries": 99,
+        "examples": [
+            {"query": "gain", "change": 0.5, "gained": ["t1", "t2", "t3"], "lost": []}
+        ],
+    }
+
+
 def make_summary() -> dict:
     names = list(SYSTEMS)
     return {
@@ -67,6 +117,7 @@ def make_summary() -> dict:
                 {"name": "Irrelevant", "gain": 0},
             ],
         },
+        "served": make_served(),
         "pairs": {
             "queries": 2000,
             "products": 5500,
@@ -306,6 +357,10 @@ def made_of(text) -> dict:
     summary["about"] |= dict.fromkeys(("command", "source", "device", "version"), text)
     summary["about"]["labels"][1]["name"] = text
     summary["relevance"]["rows"][1]["ranker"] = text
+    served = summary["served"]
+    served["way"] = served["segments"][0]["segment"] = text
+    served["gate"][0]["feature"] = text
+    served["examples"][0] |= {"query": text, "gained": [text, "t2", "t3"]}
     summary["offline"]["rows"][1]["model"] = text
     summary["offline"]["comparisons"][0] |= {"model": text, "than": text}
     online = summary["online"]
@@ -326,9 +381,10 @@ def test_every_text_arrives_as_text(images, html, text):
     alt = {name: image._replace(alt=text) for name, image in images.items()}
     parsed = Page(page.render(summary, alt))
     assert [tag for tag, _ in parsed.tags] == [tag for tag, _ in Page(html).tags]
-    # title, h1, source twice, gains, BM25 twice, Table 2, its comparison twice, Table
+    # title, h1, what is served: way, gate, kind, query and gained; source twice, gains,
+    # BM25 twice, Table 2, its comparison twice, Table
     # 3 and its two differences, query, six steps, run, command, device, version
-    assert "".join(parsed.words).count(text) == 24
+    assert "".join(parsed.words).count(text) == 29
     assert [a["alt"] for tag, a in parsed.tags if tag == "img"] == [text] * 4
 
 
@@ -410,7 +466,7 @@ def test_moving_average_is_the_mean_of_what_is_known():
 
 def judged(relevance, *, ndcg=(0.01, 0.05), before=(0.01, 0.05), total=None):
     """The verdict where these are the intervals, to the copy but for `before`."""
-    summary = make_summary()
+    summary = make_summary() | {"served": None}
     summary["online"]["differences"] = [
         difference("relevance", COPY, *relevance),
         difference("ndcg", COPY, *ndcg),
@@ -460,7 +516,7 @@ def test_the_verdict_gives_numbers_and_admits_intervals_that_include_zero():
 
 
 def test_the_verdict_says_how_diversity_moved_and_what_failed():
-    first, second = verdict(make_summary()).paragraphs
+    *_, first, second = verdict(make_summary()).paragraphs
     assert "Diversity rose, from 0.480 to 0.520 (difference +0.059" in first
     assert "guard purchase and judged nDCG are higher" in second
     assert "6.2\xa0% copy the query and 50.0\xa0% find nothing." in second
@@ -472,6 +528,60 @@ def test_the_verdict_warns_when_the_reward_is_gamed():
     assert warning in judged(POSITIVE, ndcg=NEGATIVE, total=POSITIVE).paragraphs[1]
     assert warning not in judged(POSITIVE, ndcg=NULL, total=POSITIVE).paragraphs[1]
     assert warning not in judged(POSITIVE, ndcg=NEGATIVE, total=NULL).paragraphs[1]
+
+
+def changed(recall, ndcg, opened=0.625):
+    """The verdict on a run whose served lists differ so from the query's."""
+    summary = make_summary()
+    summary["served"]["open"] = opened
+    for item in summary["served"]["differences"]:
+        if (item["system"], item["than"]) == (SERVED, QUERY):
+            low, high = recall if item["metric"] == "recall@50" else ndcg
+            item |= {"difference": (low + high) / 2, "low": low, "high": high}
+    return verdict(summary)
+
+
+@pytest.mark.parametrize(
+    ("recall", "ndcg", "opened", "opening"),
+    [
+        (POSITIVE, NULL, 0.5, "Rewrites help search: more"),
+        (POSITIVE, NEGATIVE, 0.5, "Mixed evidence: served with rewrites"),
+        (NULL, POSITIVE, 0.5, "Rewrites do not measurably help"),
+        (NEGATIVE, NULL, 0.5, "Rewrites harm search"),
+        (NULL, NULL, 0.0, "Rewrites do not help search: the gate serves"),
+    ],
+)
+def test_the_first_sentence_is_what_search_gains(recall, ndcg, opened, opening):
+    assert changed(recall, ndcg, opened).headline.startswith(opening)
+
+
+def test_the_first_paragraph_gives_the_numbers_of_what_is_served():
+    answer, online, *_ = verdict(make_summary()).paragraphs
+    assert answer == (
+        "Of all relevant products of 321 held-out queries, the first 50 served hold "
+        "0.478, against 0.412 for the query as typed (difference +0.066, 95 % interval "
+        "0.056 to 0.076). That is better than expanding the query by RM3 without any "
+        "training, 0.431 (difference +0.047, 95 % interval 0.037 to 0.057). nDCG@10 is "
+        "0.391, against 0.351 (difference +0.040, 95 % interval 0.030 to 0.050). "
+        "37.0\xa0% of the queries are better served, 4.0\xa0% worse."
+    )
+    assert online.startswith("Rewriting")
+
+
+def test_what_is_served_is_told_row_by_row(html):
+    parsed = Page(html)
+    rows = {row[0]: row[1:] for row in parsed.rows}
+    assert rows[SERVED] == [
+        *("0.478", "0.391", "+0.066 0.056 to 0.076 ▲"),
+        *("37.0\xa0%", "4.0\xa0%", "1.2"),
+    ]
+    assert rows[QUERY][2] == ""
+    # the best of what can be had; the ceiling is none
+    assert {"0.478", "0.391"} <= {*parsed.bold}
+    assert "0.912" not in parsed.bold
+    assert rows["misspelled"][:4] == ["77", "0.312", "0.331", "0.378"]
+    assert rows["gain"][:2] == ["+0.500", "t1; t2 and 1 more"]
+    assert "62.5 % of the queries, those of confidence −1.250 or more" in parsed.text
 
 
 def test_the_verdict_without_the_online_stage():
@@ -493,6 +603,7 @@ def test_the_verdict_without_the_online_stage():
 @pytest.mark.parametrize(
     ("key", "stage", "lost"),
     [
+        ("served", "online_dpo", set()),
         ("pairs", "prepare", set()),
         ("relevance", "relevance", set()),
         ("offline", "distill", set()),
@@ -516,7 +627,7 @@ def test_a_run_without_sections_has_a_page(tmp_path):
     written(tmp_path, make_summary())
     summary = {"name": "bare", "about": make_summary()["about"]}
     path = written(tmp_path, summary | {"curves": [], "online": None})
-    assert Page(path.read_text()).text.count("Not part of this run yet.") == 7
+    assert Page(path.read_text()).text.count("Not part of this run yet.") == 8
     assert not list((tmp_path / "figures").iterdir())  # those of the page before
 
 

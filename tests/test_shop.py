@@ -114,7 +114,7 @@ def test_intents_have_more_products_than_a_page(small):
     specific = {
         intent
         for query, intent in small.truth.intents.items()
-        if small.phrasing[query] != "vague"
+        if small.truth.phrasing[query] != "vague"
     }
     assert len(specific) == 120
     for intent in specific:
@@ -143,12 +143,12 @@ def test_texts_tell_attributes_but_not_all(small):
 def test_phrasings(small):
     by_intent = defaultdict(list)
     for query, intent in small.truth.intents.items():
-        by_intent[intent].append(small.phrasing[query])
+        by_intent[intent].append(small.truth.phrasing[query])
         for facet, value in intent.constraints:
-            if small.phrasing[query] == "clean":
+            if small.truth.phrasing[query] == "clean":
                 known = (value,) if facet == "brand" else FACETS[facet][value].catalogue
                 assert any(wording.lower() in query for wording in known)
-    assert set(small.phrasing.values()) == set(KINDS)
+    assert set(small.truth.phrasing.values()) == set(KINDS)
     full_intents = [kinds for kinds in by_intent.values() if "clean" in kinds]
     assert len(full_intents) == 120
     assert all(kinds.count("clean") <= 2 for kinds in full_intents)
@@ -234,7 +234,7 @@ def test_the_catalogues_language_finds_more(full):
     for query in list(full.truth.intents)[:600]:
         hits = [products[i].id for i in search(query, 10)]
         labels = [shop.true_label(full.truth, query, id) for id in hits]
-        kind = full.phrasing[query]
+        kind = full.truth.phrasing[query]
         gains[kind].append(sum(map(Labels().gain, labels)) / 10)
         if kind == "clean":
             clean[full.truth.intents[query]].append(set(hits))

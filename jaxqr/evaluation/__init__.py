@@ -1,6 +1,8 @@
 """Every table of a run: functions that give one number per query, and their means.
 
 ==============  ==================================================================
+`served`        what search gains: the query alone, with rewrites, untrained
+`gate`          which queries are served with their rewrites
 `pairs`         rewrites against references (MiniELM's Table 2)
 `search`        rewrites in search (Table 3), coverage, drift of a policy
 `classifier`    the relevance model M1 and what it is compared with

@@ -7,7 +7,7 @@ take longer to import than all the rest, so the functions that need them import 
 
 ================  ================================================================
 `text`            exact match, ROUGE-L, BERTScore, distinct-n, self-BLEU, copies
-`ranking`         nDCG, coverage, diversity
+`ranking`         nDCG, recall, coverage, diversity
 `classification`  macro-F1, PR-AUC, calibration
 `significance`    bootstrap intervals, of queries and of training seeds
 ================  ================================================================
@@ -20,7 +20,7 @@ from jaxqr.metrics.classification import (
     pr_auc_per_class,
     pr_auc_resampled,
 )
-from jaxqr.metrics.ranking import diversity, ndcg, product_coverage
+from jaxqr.metrics.ranking import diversity, ndcg, product_coverage, recall
 from jaxqr.metrics.significance import (
     Interval,
     PairedInterval,
@@ -57,6 +57,7 @@ __all__ = [
     "pr_auc_per_class",
     "pr_auc_resampled",
     "product_coverage",
+    "recall",
     "rouge_l",
     "self_bleu",
 ]

@@ -1,6 +1,6 @@
-"""Ranked lists: nDCG, coverage, diversity."""
+"""Ranked lists: nDCG, recall, coverage, diversity."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Real, Shaped
@@ -41,6 +41,41 @@ def ndcg(
 def _dcg(gains: Real[np.ndarray, "Q M"], k: int) -> Float[np.ndarray, " Q"]:
     gains = gains[:, :k]
     return gains @ (1 / np.log2(np.arange(gains.shape[1]) + 2))
+
+
+def recall(
+    ids: Shaped[np.ndarray, "Q M"], relevant: Sequence[Collection[str]], *, k: int
+) -> Float[np.ndarray, " Q"]:
+    """Share of a query's relevant products among the first `k`: recall@k.
+
+    NaN where a query has no relevant product.
+
+    Args:
+        ids: product ids, the best first, padded with "".
+        relevant: ids of all relevant products of each query.
+        k: how many ranks count.
+
+    Raises:
+        ValueError: the two differ in their number of queries, or k is below 1 or above
+            the length of the lists.
+
+    >>> recall(np.array([["a", "b", "c"]]), [{"a", "c", "d", "e"}], k=2)
+    array([0.25])
+    """
+    check_paired(ids=len(ids), relevant=len(relevant))
+    if not 1 <= k <= ids.shape[1]:
+        raise ValueError(f"k is {k}, expected 1 to {ids.shape[1]}, the lists' length")
+    found = (
+        len(set(row[:k].tolist()).intersection(r))
+        for row, r in zip(ids, relevant, strict=True)
+    )
+    return np.array(
+        [
+            n / len(wanted) if wanted else np.nan
+            for n, wanted in zip(found, relevant, strict=True)
+        ],
+        np.float64,
+    )
 
 
 def product_coverage(lists: Iterable[Iterable[str]], relevant: Collection[str]) -> int:

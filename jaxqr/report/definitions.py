@@ -7,6 +7,17 @@ from typing import Any, NamedTuple
 COPY = "copy the query"
 """The name of the baseline that sends the query unchanged."""
 
+QUERY = "the query as typed"
+"""The same in the table of what is served."""
+
+FEEDBACK = "RM3, untrained"
+"""The baseline that learns nothing, and reads the query's first products."""
+
+SERVED = "served"
+"""What the gate lets shoppers see: the query's own list, or one with its rewrites."""
+
+CEILING = "ceiling: "
+"""How systems begin that know what is relevant."""
 
 REWARD = ("total", "relevance", "diversity", "click", "add_to_cart", "purchase")
 """The reward and its parts."""
@@ -156,6 +167,30 @@ ONLINE = {
         independent=True,
     ),
 }
+
+SERVING = {
+    "recall@20": Term(
+        "Recall@20",
+        "Share of all relevant products of the query that are among the first 20 "
+        "served. Queries count whose list was fully judged; in the synthetic shop all, "
+        "and its exact products are the relevant ones.",
+    ),
+    "recall@50": Term("Recall@50", "The same among the first 50."),
+    "recall@100": Term("Recall@100", "The same among the first 100."),
+    "ndcg@10": Term(
+        "nDCG@10",
+        "Normalized discounted cumulative gain of the first 10 products, over all "
+        "products with a gain; those without a judgement gain nothing.",
+    ),
+    "reward": Term(
+        "Reward of the list", "The reward of the list that is served, as in training."
+    ),
+}
+"""Of what is served. None of them but the last is what training sees."""
+
+CHANGES = {"win": "Better", "loss": "Worse"}
+"""Shares of queries whose recall@50 differs by more than 0.05 from that of the query
+as typed."""
 
 CURVES = {
     "kl": Term(

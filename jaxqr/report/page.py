@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from jaxqr.report import tables
-from jaxqr.report.definitions import CURVES, OFFLINE, ONLINE, RELEVANCE, clear
+from jaxqr.report.definitions import CURVES, OFFLINE, ONLINE, RELEVANCE, SERVING, clear
 from jaxqr.report.figures import WINDOW, Image
 from jaxqr.report.format import number, percent, signed
 from jaxqr.report.verdict import verdict
@@ -27,6 +27,7 @@ SOURCES = {
 """What the data of a run is called; another source keeps its own name."""
 
 _TERMS = {
+    "served": SERVING,
     "relevance": RELEVANCE,
     "offline": OFFLINE,
     "online": ONLINE,
@@ -46,6 +47,7 @@ class Section(NamedTuple):
 
 
 SECTIONS = (
+    Section("served", "Search with rewrites", "online_dpo", tables.served),
     Section("pairs", "Data", "prepare", tables.pairs),
     Section("relevance", "The relevance model, M1", "relevance", tables.relevance),
     Section("offline", "Offline rewrites (Table 2)", "distill", tables.offline),

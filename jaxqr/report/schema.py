@@ -13,14 +13,19 @@ from types import UnionType
 from typing import Any
 
 from jaxqr.report.definitions import (
+    CHANGES,
     COPY,
     CURVES,
+    FEEDBACK,
     GUARD,
     OFFLINE,
     ONLINE,
     PAIRS,
+    QUERY,
     RELEVANCE,
     REWARD,
+    SERVED,
+    SERVING,
     SHARES,
 )
 
@@ -46,6 +51,44 @@ SUMMARY = {
         "device": str,
         "seed": int,
         "version": str,  # of jaxqr
+    },
+    "served": {  # what search gains: the query alone, with rewrites, untrained
+        "queries": int,  # held out, whose relevant products are known
+        "metrics": [str],  # of `definitions.SERVING`
+        "rows": [  # "the query as typed" first; one is "RM3, untrained", one "served"
+            {
+                "system": str,  # and every metric: its mean over those queries
+                "searches": NUMBER,  # of a query, on average
+                "no_results": NUMBER,
+                **dict.fromkeys(CHANGES, NUMBER),
+            }
+        ],
+        # system - than: every metric of every system minus the query's, and of
+        # "served" minus RM3's
+        "differences": [_DIFFERENCE | {"system": str}],
+        "segments": [  # kinds of queries: recall@50, and its difference to the query's
+            {
+                "segment": str,
+                "queries": int,
+                "rows": [
+                    {
+                        "system": str,
+                        "recall@50": NUMBER,
+                        "difference": NUMBER,
+                        "low": NUMBER,
+                        "high": NUMBER,
+                    }
+                ],
+            }
+        ],
+        "way": str,  # how rewrites are used where the gate is open
+        "gate": [{"feature": str, "least": NUMBER}],  # all must be reached to open it
+        "open": NUMBER,  # share of queries
+        "harm": NUMBER,  # most that may be worse on the queries that the gate was
+        "gate_queries": int,  # fitted on
+        "examples": [  # that gain most and that lose most in recall@50
+            {"query": str, "change": NUMBER, "gained": [str], "lost": [str]}
+        ],
     },
     "pairs": {  # `jaxqr.data.q2q.Statistics`; each pair counts once, not per direction
         **dict.fromkeys(PAIRS, int),
@@ -182,6 +225,8 @@ def _disagreements(summary: Mapping[str, Any]) -> Iterator[str]:
     if "offline" in summary:
         named = [item["metric"] for item in summary["offline"]["comparisons"]]
         yield from _unknown("summary.offline.comparisons", named, OFFLINE)
+    if "served" in summary:
+        yield from _served(summary["served"])
     if "online" in summary:
         yield from _online(summary["online"])
     if "curves" in summary:
@@ -216,6 +261,32 @@ def _online(online: Mapping[str, Any]) -> Iterator[str]:
         }
         what = f"{place}.differences from {names[-1]!r} to {than!r}"
         yield from _lacking(what, named, metrics)
+
+
+def _served(served: Mapping[str, Any]) -> Iterator[str]:
+    place, metrics = "summary.served", served["metrics"]
+    yield from _unknown(f"{place}.metrics", metrics, SERVING)
+    names = [row["system"] for row in served["rows"]]
+    if names[:1] != [QUERY] or not {FEEDBACK, SERVED} <= {*names}:
+        yield (
+            f"{place}.rows are {names}, expected {QUERY!r} first, and {FEEDBACK!r} and "
+            f"{SERVED!r} among them"
+        )
+        return
+    numbers = dict.fromkeys(metrics, NUMBER)
+    yield from mismatches(served["rows"], [numbers], f"{place}.rows")
+    compared = [(name, QUERY) for name in names[1:]] + [(SERVED, FEEDBACK)]
+    for system, than in compared:
+        named = {
+            item["metric"]
+            for item in served["differences"]
+            if (item["system"], item["than"]) == (system, than)
+        }
+        what = f"{place}.differences from {system!r} to {than!r}"
+        yield from _lacking(what, named, metrics)
+    for i, segment in enumerate(served["segments"]):
+        shown = {row["system"] for row in segment["rows"]}
+        yield from _lacking(f"{place}.segments[{i}].rows", shown, names)
 
 
 def _unknown(place: str, names: Iterable[str], known: Iterable[str]) -> Iterator[str]:

@@ -6,11 +6,17 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from jaxqr.report.definitions import (
+    CEILING,
+    CHANGES,
     COPY,
+    FEEDBACK,
     OFFLINE,
     ONLINE,
     PAIRS,
+    QUERY,
     RELEVANCE,
+    SERVED,
+    SERVING,
     SHARES,
     column,
     differences,
@@ -154,6 +160,62 @@ def online(summary: Summary) -> dict[str, Any]:
         "partial": any(online["counts"][n] < online["queries"] for n in known),
         "undefined": [ONLINE[n].label for n in online["metrics"] if n not in known],
     }
+
+
+def served(summary: Summary) -> dict[str, Any]:
+    """What is served: systems as rows; in a second table, kinds of queries."""
+    served = summary["served"]
+    fair, ceilings = [], []
+    for row in served["rows"]:
+        (ceilings if row["system"].startswith(CEILING) else fair).append(row)
+    rows, metrics = fair + ceilings, served["metrics"]
+    changes = {
+        item["system"]: item
+        for item in served["differences"]
+        if item["metric"] == "recall@50" and item["than"] == QUERY
+    }
+    main = [QUERY, FEEDBACK, SERVED]
+    return {
+        "heads": [SERVING[name].label for name in metrics],
+        "changes": list(CHANGES.values()),
+        "rows": [
+            (
+                Row(row["system"], cells, _KINDS.get(row["system"], "")),
+                changes.get(row["system"]),
+                [value(row, name) for name in CHANGES],
+                value(row, "searches"),
+            )
+            for row, *cells in zip(
+                rows,
+                *(
+                    best_of(column(fair, name), 3, better=1)
+                    + best_of(column(ceilings, name), 3, better=0)
+                    for name in metrics
+                ),
+                strict=True,
+            )
+        ],
+        "segments": [
+            (
+                Row(
+                    segment["segment"],
+                    best_of(column(shown, "recall@50"), 3, better=1),
+                ),
+                segment["queries"],
+                next(row for row in shown if row["system"] == SERVED),
+            )
+            for segment in served["segments"]
+            for shown in [[r for r in segment["rows"] if r["system"] in main]]
+        ],
+        "systems": [row["system"] for row in rows if row["system"] in main],
+        "gate": [
+            f"{item['feature']} {number(value(item, 'least'))} or more"
+            for item in served["gate"]
+        ],
+    }
+
+
+_KINDS = {QUERY: "copy", SERVED: "served"}
 
 
 def training(summary: Summary) -> dict[str, Any]:

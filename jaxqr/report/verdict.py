@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 
 from jaxqr.report.definitions import (
     COPY,
+    FEEDBACK,
     ONLINE,
+    QUERY,
+    SERVED,
     Term,
     clear,
     differences,
@@ -33,7 +36,11 @@ class Verdict(NamedTuple):
 def verdict(summary: Mapping[str, Any]) -> Verdict:
     """What the run shows, as far as it was evaluated."""
     if online := summary.get("online"):
-        return _online(online, summary["about"])
+        found = _online(online, summary["about"])
+        if served := summary.get("served"):
+            headline, paragraph = _served(served)
+            return Verdict(headline, (paragraph, found.headline, *found.paragraphs))
+        return found
     if offline := summary.get("offline"):
         return _offline(offline)
     return Verdict(
@@ -43,6 +50,49 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
             "about whether rewriting helps.",
         ),
     )
+
+
+def _served(served: Mapping[str, Any]) -> tuple[str, str]:
+    """The first sentence of all, and what it rests on."""
+    rows = {row["system"]: row for row in served["rows"]}
+    to_query, to_rm3 = (
+        {
+            item["metric"]: item
+            for item in served["differences"]
+            if (item["system"], item["than"]) == (SERVED, than)
+        }
+        for than in (QUERY, FEEDBACK)
+    )
+    main = "recall@50"
+    sign, ndcg = clear(to_query[main]), clear(to_query["ndcg@10"])
+    if not value(served, "open"):
+        headline = "Rewrites do not help search: the gate serves every query alone."
+    elif sign == 1 and ndcg == -1:
+        headline = (
+            "Mixed evidence: served with rewrites, queries find more of what is "
+            "relevant, but the first ten products are worse."
+        )
+    elif sign == 1:
+        headline = "Rewrites help search: more of what is relevant is found."
+    else:
+        headline = {
+            0: "Rewrites do not measurably help search.",
+            -1: "Rewrites harm search: less of what is relevant is found.",
+        }[sign]
+    rival = {1: "better than", 0: "not clearly different from", -1: "worse than"}
+    answer = (
+        f"Of all relevant products of {served['queries']:,} held-out queries, the "
+        f"first 50 served hold {number(value(rows[SERVED], main))}, against "
+        f"{number(value(rows[QUERY], main))} for the query as typed"
+        f"{_spread(to_query, main)}. That is {rival[clear(to_rm3[main])]} expanding "
+        "the query by RM3 without any training, "
+        f"{number(value(rows[FEEDBACK], main))}{_spread(to_rm3, main)}. nDCG@10 is "
+        f"{number(value(rows[SERVED], 'ndcg@10'))}, against "
+        f"{number(value(rows[QUERY], 'ndcg@10'))}{_spread(to_query, 'ndcg@10')}. "
+        f"{percent(value(rows[SERVED], 'win'))} of the queries are better served, "
+        f"{percent(value(rows[SERVED], 'loss'))} worse."
+    )
+    return headline, answer
 
 
 def _online(online: Mapping[str, Any], about: Mapping[str, Any]) -> Verdict:

@@ -1,9 +1,11 @@
 """Search engines with one protocol: queries in, ranked product ids out.
 
-`jaxqr.retrieval.embedded` runs inside the process, without a server.
+`embedded` runs inside the process, without a server; `elastic` is a server's. `serving`
+is what becomes of a query and its rewrites, `feedback` and `spelling` are what needs no
+training.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from jaxqr.records import Hits
@@ -27,5 +29,25 @@ class Retriever(Protocol):
 
         Raises:
             ValueError: If `k` is below 1.
+        """
+        ...
+
+
+@runtime_checkable
+class TermRetriever(Retriever, Protocol):
+    """What can also be searched by weighted terms, as query expansion needs it."""
+
+    def search_terms(self, queries: Sequence[Mapping[str, float]], k: int) -> Hits:
+        """Returns the `k` best products by the sum of weight x BM25 over the terms.
+
+        Terms are as `jaxqr.retrieval.analysis.tokens` makes them. `search` of a text
+        is this with each term's count as its weight.
+
+        Args:
+            queries: Q bags of terms with weights above 0; an empty one finds nothing.
+            k: Length of the lists, M.
+
+        Raises:
+            ValueError: If `k` is below 1, or a weight is not above 0 and finite.
         """
         ...

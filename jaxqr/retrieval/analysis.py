@@ -6,6 +6,8 @@ Technical Standard 51, and drops everything between them: whitespace, punctuatio
 signs that are no letters, such as vulgar fractions and superscript digits.
 """
 
+from collections import Counter
+
 import regex
 
 MAX_TOKEN_LENGTH = 255
@@ -77,3 +79,12 @@ def tokens(text: str) -> list[str]:
 def _lower(word: str) -> str:
     # Java lowers sign by sign: no final sigma, and a dotted I is one plain i.
     return "".join(sign.lower()[0] for sign in word)
+
+
+def bag(text: str) -> dict[str, float]:
+    """The terms of a text and how often each occurs, in order of first appearance.
+
+    >>> bag("red, red wine")
+    {'red': 2.0, 'wine': 1.0}
+    """
+    return {term: float(count) for term, count in Counter(tokens(text)).items()}

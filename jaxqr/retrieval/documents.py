@@ -1,6 +1,7 @@
 """What engines have in common: the text of a product, its id, and the order of ties."""
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -45,6 +46,17 @@ def check_k(k: int) -> None:
     """Raise ValueError for lists without a length."""
     if k < 1:
         raise ValueError(f"k is {k}, expected the length of the lists, at least 1")
+
+
+def check_weights(queries: Sequence[Mapping[str, float]]) -> None:
+    """Raise ValueError for a weight that is not above 0 and finite."""
+    for query in queries:
+        for term, weight in query.items():
+            if not 0 < weight < math.inf:
+                raise ValueError(
+                    f"the term {term!r} weighs {weight}, expected a finite number "
+                    "above 0; leave out terms that do not count"
+                )
 
 
 def check_id(product_id: str, seen: set[str]) -> None:

@@ -18,19 +18,19 @@ import os
 import shutil
 import threading
 import uuid
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import tantivy
 
 from jaxqr.records import Hits, Product
-from jaxqr.retrieval.analysis import tokens
+from jaxqr.retrieval.analysis import bag, tokens
 from jaxqr.retrieval.documents import (
     Text,
     as_hits,
     check_id,
     check_k,
+    check_weights,
     in_order,
     name_of,
     ties_on,
@@ -176,10 +176,15 @@ class EmbeddedRetriever:
 
     def search(self, queries: Sequence[str], k: int) -> Hits:
         """Returns the `k` best products of each query; see `Retriever.search`."""
+        return self.search_terms([bag(query) for query in queries], k)
+
+    def search_terms(self, queries: Sequence[Mapping[str, float]], k: int) -> Hits:
+        """Returns the `k` best products; see `TermRetriever.search_terms`."""
         check_k(k)
+        check_weights(queries)
         searcher = self._index.searcher()
         schema = self._index.schema
-        rows = [_search(searcher, _query(schema, query), k) for query in queries]
+        rows = [_search(searcher, _query(schema, terms), k) for terms in queries]
         return as_hits(rows, k)
 
     def _settle(self, writer: tantivy.IndexWriter) -> None:
@@ -197,7 +202,7 @@ def _schema() -> tantivy.Schema:
     return builder.build()
 
 
-def _query(schema: tantivy.Schema, query: str) -> tantivy.Query:
+def _query(schema: tantivy.Schema, terms: Mapping[str, float]) -> tantivy.Query:
     # One clause per distinct term, weighted by its count, is Lucene's own rewriting.
     return tantivy.Query.boolean_query(
         [
@@ -205,10 +210,10 @@ def _query(schema: tantivy.Schema, query: str) -> tantivy.Query:
                 tantivy.Occur.Should,
                 tantivy.Query.boost_query(
                     tantivy.Query.term_query(schema, "text", term, "freq"),
-                    count,
+                    weight,
                 ),
             )
-            for term, count in Counter(tokens(query)).items()
+            for term, weight in terms.items()
         ]
     )
 

@@ -15,6 +15,7 @@ from jaxqr.rewards.reward import (
     PARTS,
     Judge,
     Relevance,
+    list_reward,
     rewrite_reward,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "Relevance",
     "ScoringPool",
     "SimulatedShopper",
+    "list_reward",
     "rewrite_reward",
     "sample_profiles",
 ]

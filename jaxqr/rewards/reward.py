@@ -19,7 +19,8 @@ from jaxtyping import Float, Shaped
 
 from jaxqr import metrics
 from jaxqr.records import Hits, Interactions, Reward
-from jaxqr.retrieval import Retriever
+from jaxqr.retrieval import Retriever, TermRetriever
+from jaxqr.retrieval.serving import Serving, search_each
 from jaxqr.rewards.profiles import Profile, assign, default_pool
 
 INTERACTIONS = ("click", "add_to_cart", "purchase")
@@ -64,6 +65,7 @@ def rewrite_reward(
     retriever: Retriever,
     relevance: Relevance,
     judge: Judge,
+    serving: Serving | None = None,
     weights: Mapping[str, float] | None = None,
     k: int = 20,
     profiles: Sequence[Profile] | None = None,
@@ -78,9 +80,11 @@ def rewrite_reward(
     Args:
         queries: Q original queries; a query may stand in several rows.
         rewrites: Q rewrites.
-        retriever: The search engine.
+        retriever: The search engine; with `serving`, one that it can search.
         relevance: M1.
         judge: M2.
+        serving: How query and rewrite become the list that is scored; None: it is the
+            rewrite's own, as in MiniELM.
         weights: Weights of the parts in the total, by name; those not named weigh 1.
         k: Length of the lists that are judged.
         profiles: The pool of shoppers; each query meets one of them, always the same.
@@ -88,28 +92,80 @@ def rewrite_reward(
     Raises:
         ValueError: If the two differ in length, a weight is unknown, negative or not
             finite, all weights are 0, or M1 or M2 return numbers outside [0, 1].
+        TypeError: If `serving` needs a search that the retriever has not.
     """
     if len(queries) != len(rewrites):
         raise ValueError(
             f"{len(queries)} queries and {len(rewrites)} rewrites, expected one "
             "rewrite per query; repeat a query that has several"
         )
-    weight = _weights(weights)
     rows = list(zip(queries, rewrites, strict=True))
     pairs = {pair: i for i, pair in enumerate(dict.fromkeys(rows))}
     place = np.array([pairs[pair] for pair in rows], np.intp)
     queries = [query for query, _ in pairs]
     rewrites = [rewrite for _, rewrite in pairs]
+    if serving is None:
+        hits = search_each(retriever, [*queries, *rewrites], k)
+        original, lists = map(hits.take, np.split(np.arange(2 * len(queries)), 2))
+    else:
+        original = search_each(retriever, queries, k)
+        lists = serving(_with_terms(retriever), queries, [[r] for r in rewrites], k)
+    reward = list_reward(
+        queries,
+        original,
+        lists,
+        relevance=relevance,
+        judge=judge,
+        weights=weights,
+        profiles=profiles,
+    )
+    flags = {
+        **reward.flags,
+        "empty": np.array([not text.strip() for text in rewrites], np.bool_),
+        "copy": metrics.exact_match(rewrites, queries).astype(np.bool_),
+    }
+    return Reward(
+        reward.total[place],
+        {name: part[place] for name, part in reward.parts.items()},
+        reward.valid[place],
+        {name: flag[place] for name, flag in flags.items()},
+        lists.take(place),
+    )
 
-    original, lists = _search(retriever, queries, rewrites, k)
+
+def list_reward(
+    queries: Sequence[str],
+    original: Hits,
+    lists: Hits,
+    *,
+    relevance: Relevance,
+    judge: Judge,
+    weights: Mapping[str, float] | None = None,
+    profiles: Sequence[Profile] | None = None,
+) -> Reward:
+    """Scores lists, wherever they come from, for the queries that they are shown for.
+
+    Args:
+        queries: Q original queries.
+        original: their own lists, which diversity is measured against.
+        lists: what is shown.
+        relevance: M1.
+        judge: M2.
+        weights: as for `rewrite_reward`.
+        profiles: as for `rewrite_reward`.
+
+    Raises:
+        ValueError: as `rewrite_reward`.
+    """
+    weight = _weights(weights)
     listed = lists.ids != ""
     searched = original.valid & lists.valid
     found = np.flatnonzero(searched & listed.any(axis=1))
-    parts = {name: np.zeros(len(pairs), np.float32) for name in PARTS}
-    judged = np.ones(len(pairs), np.bool_)
+    parts = {name: np.zeros(len(queries), np.float32) for name in PARTS}
+    judged = np.ones(len(queries), np.bool_)
     parts["diversity"][:] = metrics.diversity(original.ids, lists.ids)
     if found.size:
-        asked, shown = [queries[i] for i in found], lists.take(found)
+        asked, shown = [queries[int(i)] for i in found], lists.take(found)
         gains = _in_unit("relevance", relevance(asked, shown.ids), shown.ids.shape)
         gains = np.where(listed[found], gains, np.float32(0))
         parts["relevance"][found] = gains.sum(axis=1) / listed[found].sum(axis=1)
@@ -124,19 +180,20 @@ def rewrite_reward(
         part[~valid] = 0.0
     total = sum(weight[name] * parts[name] for name in PARTS) / sum(weight.values())
     flags = {
-        "empty": np.array([not text.strip() for text in rewrites], np.bool_),
         "no_results": searched & ~listed.any(axis=1),
-        "copy": metrics.exact_match(rewrites, queries).astype(np.bool_),
         "search_failed": ~searched,
         "judge_failed": ~judged,
     }
-    return Reward(
-        np.asarray(total, np.float32)[place],
-        {name: part[place] for name, part in parts.items()},
-        valid[place],
-        {name: flag[place] for name, flag in flags.items()},
-        lists.take(place),
-    )
+    return Reward(np.asarray(total, np.float32), parts, valid, flags, lists)
+
+
+def _with_terms(retriever: Retriever) -> TermRetriever:
+    if not isinstance(retriever, TermRetriever):
+        raise TypeError(
+            f"{type(retriever).__name__} cannot be searched by weighted terms, as ways "
+            "of serving may: give a TermRetriever"
+        )
+    return retriever
 
 
 def _weights(given: Mapping[str, float] | None) -> dict[str, float]:
@@ -149,26 +206,6 @@ def _weights(given: Mapping[str, float] | None) -> dict[str, float]:
     if not any(weights.values()):
         raise ValueError("all weights are 0, expected at least one above 0")
     return weights
-
-
-def _search(
-    retriever: Retriever, queries: Sequence[str], rewrites: Sequence[str], k: int
-) -> tuple[Hits, Hits]:
-    # Empty texts are not sent: some engines answer them with everything they have.
-    texts = [text for text in dict.fromkeys([*queries, *rewrites]) if text.strip()]
-    hits = retriever.search(texts, k)
-    at = {text: i for i, text in enumerate(texts)}
-    # One more row, an empty list, for those texts.
-    hits = Hits(
-        np.concatenate([hits.ids, np.full((1, k), "", hits.ids.dtype)]),
-        np.concatenate([hits.scores, np.zeros((1, k), np.float32)]),
-        np.append(hits.valid, True),
-    )
-
-    def lists(wanted: Sequence[str]) -> Hits:
-        return hits.take(np.array([at.get(t, len(texts)) for t in wanted], np.intp))
-
-    return lists(queries), lists(rewrites)
 
 
 def _in_unit(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

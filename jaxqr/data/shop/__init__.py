@@ -28,6 +28,7 @@ from jaxqr.data.shop.queries import (
     phrase,
     relevance,
     type_relevance,
+    wordings,
 )
 from jaxqr.records import Collection, Judgements
 
@@ -44,10 +45,12 @@ class Truth(NamedTuple):
     """What each query states."""
     attributes: dict[str, Attributes]
     """What each product is, by id."""
+    phrasing: dict[str, str]
+    """How each query is phrased, one of `queries.KINDS`."""
 
     def save(self, path: Path) -> None:
         """Writes one JSON file, whole or not at all."""
-        value = {"intents": self.intents, "attributes": self.attributes}
+        value = self._asdict()
         partial = path.with_suffix(".partial")
         try:
             partial.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
@@ -65,18 +68,15 @@ class Truth(NamedTuple):
                 for query, (kind, constraints) in value["intents"].items()
             },
             {id: Attributes(*fields) for id, fields in value["attributes"].items()},
+            value.get("phrasing", {}),  # files of earlier versions lack it
         )
 
 
 class Shop(NamedTuple):
-    """The shop as its search team sees it, and the truth that it does not.
-
-    `phrasing` says how each query is phrased (one of `queries.KINDS`).
-    """
+    """The shop as its search team sees it, and the truth that it does not."""
 
     collection: Collection
     truth: Truth
-    phrasing: dict[str, str]
 
 
 def make(
@@ -136,7 +136,18 @@ def make(
     query, product_id, label = columns
     judgements = Judgements(query, product_id, label.astype("U1"))
     collection = Collection(products, split, judgements)
-    return Shop(collection, Truth(intents, attributes), phrasing)
+    return Shop(collection, Truth(intents, attributes, phrasing))
+
+
+def own_words(truth: Truth, query: str) -> str:
+    """What a query states, in the catalogue's words: the best that a rewrite can say.
+
+    Raises:
+      ValueError: the shop does not know the query.
+    """
+    if query not in truth.intents:
+        raise ValueError(f"got query {query!r}; expected one of truth.intents")
+    return wordings(truth.intents[query])
 
 
 def true_label(truth: Truth, query: str, product_id: str) -> str:

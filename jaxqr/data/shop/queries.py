@@ -116,6 +116,13 @@ def phrase(rng: np.random.Generator, intent: Intent, kind: str) -> tuple[str, In
     return (_misspell(rng, text) if kind == "misspelled" else text), intent
 
 
+def wordings(intent: Intent) -> str:
+    """All the catalogue's wordings of each part of an intent, in one text."""
+    meant = {"type": intent.type, **dict(intent.constraints)}
+    words = [w for f in _ORDER if f in meant for w in term(f, meant[f]).catalogue]
+    return " ".join(words).lower()
+
+
 def _misspell(rng: np.random.Generator, text: str) -> str:
     """One or two typing errors in words of four letters or more."""
     words = text.split()

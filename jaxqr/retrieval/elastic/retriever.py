@@ -12,6 +12,7 @@ from jaxqr.retrieval.documents import (
     Text,
     as_hits,
     check_k,
+    check_weights,
     in_order,
     ties_on,
     title_brand_color,
@@ -28,6 +29,8 @@ _LAST_ID = "\U0010ffff"  # no id comes after it
 _log = logging.getLogger(__name__)
 
 MatchType = Literal["best_fields", "most_fields", "cross_fields"]
+Query = dict[str, Any]
+"""In the server's query language."""
 Found = list[tuple[str, float]]
 """Ids and scores, in the server's order."""
 Failure = tuple[str, bool]
@@ -172,6 +175,29 @@ class ElasticRetriever:
                 not exist, or cannot be sorted by its ids.
             PermissionError: the credentials are wrong or missing.
         """
+        return self._lists([self._match(query) for query in queries], k)
+
+    def search_terms(self, queries: Sequence[Mapping[str, float]], k: int) -> Hits:
+        """Returns the `k` best products; see `TermRetriever.search_terms`.
+
+        Raises as `search` does, and:
+
+        Raises:
+            ValueError: a weight is not above 0 and finite.
+        """
+        check_weights(queries)
+        searches = [
+            {"bool": {"should": [self._match(t, w) for t, w in terms.items()]}}
+            if terms
+            else {"match_none": {}}
+            for terms in queries
+        ]
+        return self._lists(searches, k)
+
+    def _documents(self, products: Iterable[Product]) -> Documents:
+        return Documents.of(list(products), self.fields, self._id_field, self._text)
+
+    def _lists(self, queries: Sequence[Query], k: int) -> Hits:
         check_k(k)
         if k >= WINDOW:
             raise ValueError(f"k is {k}, expected fewer than {WINDOW}")
@@ -180,10 +206,7 @@ class ElasticRetriever:
             rows += self._search(queries[start : start + self._batch_size], k)
         return as_hits(rows, k)
 
-    def _documents(self, products: Iterable[Product]) -> Documents:
-        return Documents.of(list(products), self.fields, self._id_field, self._text)
-
-    def _search(self, queries: Sequence[str], k: int) -> list[Found | None]:
+    def _search(self, queries: Sequence[Query], k: int) -> list[Found | None]:
         size = k + 1
         rows = self._ask(queries, size)
         while size < WINDOW:
@@ -204,7 +227,7 @@ class ElasticRetriever:
         return [None if row is None else in_order(row, k) for row in rows]
 
     def _ask(
-        self, queries: Sequence[str], size: int, below: Sequence[float] | None = None
+        self, queries: Sequence[Query], size: int, below: Sequence[float] | None = None
     ) -> list[Found | None]:
         """The `size` first products of each query; of those below a score, if given."""
         searches = [self._body(query, size) for query in queries]
@@ -228,16 +251,20 @@ class ElasticRetriever:
                     again += [i] * may_pass
             waiting = again
         for i, why in failed.items():
-            _log.warning("search for %.80r failed: %s", queries[i], why)
+            _log.warning("search %.200s failed: %s", queries[i], why)
         return rows
 
-    def _body(self, query: str, size: int) -> dict[str, Any]:
-        match: dict[str, Any] = {"match": {self.fields[0].split("^")[0]: query}}
-        if len(self.fields) > 1:
-            fields = {"fields": list(self.fields), "type": self._match_type}
-            match = {"multi_match": {"query": query, **fields}}
+    def _match(self, text: str, boost: float = 1.0) -> Query:
+        """A text as the server's own query, its score times `boost`."""
+        if len(self.fields) == 1:
+            field = self.fields[0].split("^")[0]
+            return {"match": {field: {"query": text, "boost": boost}}}
+        fields = {"fields": list(self.fields), "type": self._match_type}
+        return {"multi_match": {"query": text, "boost": boost, **fields}}
+
+    def _body(self, query: Query, size: int) -> dict[str, Any]:
         return {
-            "query": match,
+            "query": query,
             "size": size,
             "sort": [{"_score": "desc"}, {self._id_field: "asc"}],
             "_source": False,
