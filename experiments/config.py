@@ -199,6 +199,9 @@ class SystemConfig:
     llm: LLMConfig = field(default_factory=LLMConfig)
     local: Path | None = None
     """Hugging Face folder of the instruct model that is the `local` judge."""
+    anchors: int = 30
+    """Fixed lists that tell whether a language model that judges still answers as when
+    the run began, and whether the query's words in a title win it over; 0: none."""
     service: ServiceConfig = field(default_factory=ServiceConfig)
     relevance: Path | None = None
     """A finished `relevance` folder of another run, as M1; None: this run's."""

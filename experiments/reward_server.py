@@ -46,6 +46,7 @@ def main(run: Path, config: RewardServer) -> None:
     if config.system.service.urls:
         raise ValueError("a reward server does not ask another: leave out service.urls")
     system = System(run, Prepared(run), config.system)
+    system.counts()  # warns if the judge's anchors have moved since the run began
     app = service.app(
         dict(zip(POOLS, (system.reward, system.guard), strict=True)),
         token=token,

@@ -14,34 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from experiments import runs
-from experiments.config import LogsConfig, Relevance, ServiceConfig, SystemConfig
+from experiments.config import Relevance, ServiceConfig, SystemConfig
+from experiments.judges import judge
 from experiments.prepare import Prepared
 from jaxqr import sharding
-from jaxqr.data import ubi
 from jaxqr.evaluation.search import Score, Scorers
-from jaxqr.lm import LM
 from jaxqr.records import Hits, Product, Reward
 from jaxqr.retrieval import Retriever
 from jaxqr.retrieval.cached import CachedRetriever
 from jaxqr.retrieval.documents import title, title_brand_color
 from jaxqr.retrieval.embedded import EmbeddedRetriever
 from jaxqr.rewards import (
-    Judge,
+    Profile,
     ScoringPool,
-    SimulatedShopper,
     list_reward,
     rewrite_reward,
     sample_profiles,
 )
-from jaxqr.rewards.blend import Blend
 from jaxqr.rewards.classifier import Classifier
 from jaxqr.rewards.client import RemoteReward
-from jaxqr.rewards.logged import LoggedJudge
 from jaxqr.rewards.relevance import RelevanceModel
 
 TEXTS = {"title": title, "title-brand-color": title_brand_color}
-RANKS = (1, 2, 5, 10, 20)
-"""Ranks whose propensities a run with logs reports."""
 POOLS = ("reward", "guard")
 """What a reward server calls the rewards of training and of the guard."""
 FAVORITE_BRANDS = 50
@@ -91,59 +85,6 @@ def brands(products: Mapping[str, Product]) -> list[str]:
     """The catalogue's most frequent brands, which shoppers may favor."""
     counts = Counter(p.brand for p in products.values() if p.brand)
     return [brand for brand, _ in counts.most_common(FAVORITE_BRANDS)]
-
-
-def judge(
-    config: SystemConfig, products: Mapping[str, Product], run: Path
-) -> tuple[Judge, Mapping[str, float]]:
-    """Who looks through the lists, and counts of what they know or could not answer.
-
-    Raises:
-        ValueError: it is a language model, and the settings do not say which.
-    """
-    if config.judge == "simulated":
-        return SimulatedShopper(products), {}
-    if config.judge == "logged":
-        return _logged(config.logs, products, run)
-    if config.judge == "local":
-        from jaxqr.rewards.local import LocalJudge
-
-        if config.local is None:
-            raise ValueError(
-                "the judge is a model in this process, but it is not said which: give "
-                "the folder of an instruct model, --system.local FOLDER (--online"
-                ".system.local of a pipeline)"
-            )
-        local = LocalJudge(LM.load(config.local), products)
-        return local, local.counts
-    from experiments import servers
-    from jaxqr.rewards.llm import LLMJudge
-
-    llm = servers.llm(config.llm, run, "--system.llm (--online.system.llm)")
-    return LLMJudge(llm, products, both_orders=config.llm.both_orders), llm.counts
-
-
-def _logged(
-    config: LogsConfig, products: Mapping[str, Product], run: Path
-) -> tuple[Judge, Mapping[str, float]]:
-    if not 0 < config.weight <= 1:
-        raise ValueError(f"logs.weight is {config.weight}, expected a share above 0")
-    folder = config.folder or runs.require(
-        run / "logs", f"python -m experiments.visits --run {run}"
-    )
-    logged = LoggedJudge(
-        ubi.load(folder)[0],
-        min_impressions=config.min_impressions,
-        min_coverage=config.min_coverage,
-        strength=config.strength,
-    )
-    theta = logged.pbm.propensity
-    known = {"queries": float(logged.queries), "pairs": float(logged.pairs)}
-    known |= {f"propensity_{i}": float(theta[i - 1]) for i in RANKS if i <= len(theta)}
-    if config.weight == 1:
-        return logged, known
-    simulated = SimulatedShopper(products)
-    return Blend({logged: config.weight, simulated: 1 - config.weight}), known
 
 
 class System:
@@ -201,8 +142,12 @@ class System:
             )
 
     def counts(self) -> dict[str, float]:
-        """What judge and reward servers answered and failed to, so far, by reason."""
-        return {
+        """What judge and reward servers answered and failed to, so far, by reason.
+
+        Of a language model that judges here also what its anchors tell now.
+        """
+        watched = self._parts.watch() if self._parts else {}
+        return watched | {
             f"{part}_{what}": float(count)
             for part, counts in self._counts.items()
             for what, count in counts.items()
@@ -248,8 +193,9 @@ class Parts:
             products,
             data.labels,
         )
-        self._judge, self.counts = judge(config, products, run)
         self.brands = brands(products)
+        pool = self._profiles(config.pool_seed)
+        self._judge, self.counts, self._watched = judge(config, data, run, pool)
         self.engine = engine(config, products, run)
 
     def scores(self, retriever: Retriever) -> tuple[Score, Score]:
@@ -266,6 +212,10 @@ class Parts:
             **self._judgement(seed),
         )
 
+    def watch(self) -> dict[str, float]:
+        """What anchors tell of a language model that judges; asked every time."""
+        return self._watched() if self._watched else {}
+
     def lists(self, queries: Sequence[str], original: Hits, hits: Hits) -> Reward:
         """The reward, as in training, of lists shown for queries (`list_reward`)."""
         k, seed = self._config.k, self._config.pool_seed
@@ -279,8 +229,11 @@ class Parts:
             "relevance": self.relevance,
             "judge": self._judge,
             "weights": dataclasses.asdict(config.weights),
-            "profiles": sample_profiles(config.shoppers, seed, brands=self.brands),
+            "profiles": self._profiles(seed),
         }
+
+    def _profiles(self, seed: int) -> list[Profile]:
+        return sample_profiles(self._config.shoppers, seed, brands=self.brands)
 
 
 def judged_gains(data: Prepared) -> dict[str, dict[str, float]]:

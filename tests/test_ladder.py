@@ -32,6 +32,7 @@ EXPERIMENTS = (
     {"sources"},
     {"servers"},
     {"prepare"},
+    {"judges"},
     {"system"},
     {"training"},
     {"serving"},

@@ -438,7 +438,7 @@ import test_service
 def slow(queries, rewrites):
     time.sleep(1.5)
     return test_service.lengths(queries, rewrites)
-server.System = lambda *_: SimpleNamespace(reward=slow, guard=slow)
+server.System = lambda *_: SimpleNamespace(reward=slow, guard=slow, counts=dict)
 server.Prepared = lambda run: None
 server.main(Path("runs/x"), RewardServer(port=0))
 """

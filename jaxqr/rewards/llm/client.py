@@ -150,11 +150,14 @@ class LLM:
                 _log.info("%s can do %s", self._where, self._abilities)
             return self._abilities
 
-    def number(self, messages: Sequence[Message], most: int) -> float:
+    def number(
+        self, messages: Sequence[Message], most: int, *, fresh: bool = False
+    ) -> float:
         """The number of 0..`most` that the model answers with.
 
         Where the server gives probabilities, their mean (`questions.expected_number`);
-        otherwise, or where they leave it open, the number that was written.
+        otherwise, or where they leave it open, the number that was written. `fresh`
+        passes the cache by.
 
         Raises:
             NoAnswerError: the answer is no number (`no_number`), or there is none.
@@ -166,9 +169,10 @@ class LLM:
             schema=schema,
             max_tokens=SCHEMA_TOKENS if schema else ANSWER_TOKENS,
             logprobs=abilities.logprobs,
+            fresh=fresh,
         )
         if answer.positions:
-            mean = self._mean(messages, answer, most, abilities)
+            mean = self._mean(messages, answer, most, abilities, fresh)
             if mean is not None:
                 return mean
             self.count("no_distribution")
@@ -343,6 +347,7 @@ class LLM:
         answer: Answer,
         most: int,
         abilities: Abilities,
+        fresh: bool,
     ) -> float | None:
         # Some models begin with whitespace.
         places, tokens = list(answer.positions), list(answer.tokens)
@@ -355,7 +360,9 @@ class LLM:
             if not abilities.continues:
                 return None
             begun = {"role": "assistant", "content": digits}
-            more = self.ask([*messages, begun], max_tokens=1, logprobs=True)
+            more = self.ask(
+                [*messages, begun], max_tokens=1, logprobs=True, fresh=fresh
+            )
             return more.positions[0] if more.positions else None
 
         return expected_number(places[0], after, most)

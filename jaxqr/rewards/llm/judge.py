@@ -34,6 +34,7 @@ class LLMJudge:
         products: Mapping[str, Product],
         *,
         both_orders: bool = False,
+        fresh: bool = False,
         seed: int = 0,
     ):
         """A judge of a catalogue's products.
@@ -42,11 +43,12 @@ class LLMJudge:
             llm: what is asked.
             products: the catalogue by id. A list with others is not judged.
             both_orders: whether to ask about every list twice.
+            fresh: whether to ask again what is in the cache.
             seed: draws other orders where it differs.
         """
         self.llm = llm
         self._products, self._seed = products, seed
-        self._both_orders = both_orders
+        self._both_orders, self._fresh = both_orders, fresh
 
     def __call__(
         self,
@@ -71,7 +73,7 @@ class LLMJudge:
     def _ask(self, job: Job) -> float:
         """NaN where there is no answer."""
         try:
-            return self.llm.number(*job)
+            return self.llm.number(*job, fresh=self._fresh)
         except NoAnswerError:
             return float("nan")
 
