@@ -205,6 +205,11 @@ class SystemConfig:
     service: ServiceConfig = field(default_factory=ServiceConfig)
     relevance: Path | None = None
     """A finished `relevance` folder of another run, as M1; None: this run's."""
+    list: Literal["rewrite", "served"] = "rewrite"
+    """Which list is scored: that of the rewrite alone, as in MiniELM; or the one that
+    is served, of the query and, with less weight, the rewrite's terms."""
+    served_weight: float = 0.5
+    """Of the rewrite's terms in what is served; a term of the query weighs 1."""
     k: int = 20
     """Products of each list that are judged."""
     weights: Weights = field(default_factory=Weights)

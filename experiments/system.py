@@ -24,6 +24,7 @@ from jaxqr.retrieval import Retriever
 from jaxqr.retrieval.cached import CachedRetriever
 from jaxqr.retrieval.documents import title, title_brand_color
 from jaxqr.retrieval.embedded import EmbeddedRetriever
+from jaxqr.retrieval.serving import Expansion
 from jaxqr.rewards import (
     Profile,
     ScoringPool,
@@ -205,10 +206,14 @@ class Parts:
         return reward, guard
 
     def _score(self, retriever: Retriever, seed: int) -> Score:
+        config = self._config
+        served = config.list == "served"
+        serving = Expansion(weight=config.served_weight) if served else None
         return partial(
             rewrite_reward,
             retriever=retriever,
-            k=self._config.k,
+            serving=serving,
+            k=config.k,
             **self._judgement(seed),
         )
 
