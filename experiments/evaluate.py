@@ -74,8 +74,8 @@ def main(run: Path, config: Evaluate) -> None:
     if (run / config.online / "done").exists():
         settings = runs.read(run / config.online, OnlineDPO)
         policy = load_stage(run / config.online, OnlineDPO)
-        summary["served"] = served(run, config, data, settings.system, policy)
-        if summary["served"]:
+        if found := served(run, config, data, settings.system, policy):
+            summary["served"] = found.table()
             _show(console, "Search, test queries", _served_rows(summary["served"]))
         summary["online"] = online(run, config, data)
         _show(console, "Online, test queries", _by_metric(summary["online"]))

@@ -1,12 +1,13 @@
 """What a shopper is served: the query alone, with its rewrites, or without training.
 
 The first table of a report. Every way of using rewrites goes through a gate that is
-fitted on validation queries, and the way that gains most there is what is served: test
-queries choose nothing.
+fitted on validation queries, and the way that gains most there is what is served. What
+is fitted sees judgements alone, and test queries choose nothing.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +24,9 @@ from jaxqr.evaluation import gate
 from jaxqr.evaluation.served import (
     DEPTH,
     MAIN,
+    Columns,
     Known,
-    Served,
+    Measured,
     columns,
     examples,
     table,
@@ -35,6 +37,7 @@ from jaxqr.report.definitions import CEILING, FEEDBACK, QUERY, SERVED
 from jaxqr.retrieval.analysis import tokens
 from jaxqr.retrieval.cached import CachedRetriever
 from jaxqr.retrieval.feedback import RM3
+from jaxqr.retrieval.selection import TermSelection
 from jaxqr.retrieval.serving import (
     Backfill,
     Expansion,
@@ -50,7 +53,11 @@ NUMBERS = (1, 3, 10)
 """Of rewrites that are tried."""
 FUSED = (1.0, 0.3)
 EXPANDED = (0.3, 0.1, 0.5, 1.0)
-"""Their weights, in fusion and as terms; the first of each is shown in the table."""
+CHOSEN = (1.0, 0.5, 2.0)
+"""Weights that are tried: of fused lists, of terms, of words that a model chooses. The
+first of each is shown in the table."""
+FOLDS = 5
+"""Of validation queries: lists to fit a gate on come from models that saw others."""
 
 
 class Written(NamedTuple):
@@ -61,167 +68,208 @@ class Written(NamedTuple):
     confidence: Float[np.ndarray, " Q"]
     """Log-probability per token of the first rewrite."""
 
+    def instead(self, rewrites: list[list[str]]) -> "Written":
+        """Other rewrites of the same queries."""
+        return self._replace(rewrites=rewrites)
+
+    def without(self) -> "Written":
+        """No rewrites."""
+        return self.instead([[] for _ in self.queries])
+
+
+class Found(NamedTuple):
+    """The table's numbers, and what was served."""
+
+    measured: Measured
+    about: dict[str, Any]
+    """Further fields of `served` in `jaxqr.report`."""
+
+    def table(self) -> dict[str, Any]:
+        """As the report has it."""
+        return table(self.measured, [(SERVED, FEEDBACK)]) | self.about
+
+
+class _Search:
+    """The search of one run, and what is known of it."""
+
+    def __init__(self, run: Path, data: Prepared, system: SystemConfig):
+        # Reward servers and language models would be asked about every list.
+        self.free = system.judge in ("simulated", "logged")
+        judge = system.judge if self.free else "simulated"
+        local = replace(system, service=ServiceConfig(), judge=judge)
+        self.parts = Parts(run, data, local)
+        self.engine = CachedRetriever(self.parts.engine)
+        self.brands = frozenset(tokens(" ".join(self.parts.brands)))
+        self.text = TEXTS[system.text]
+        self.products = data.products
+        self.judged = judgements(data)
+        self.known = known(data)
+
+    def lists(self, way: Serving, rows: Written) -> Hits:
+        return way(self.engine, rows.queries, rows.rewrites, DEPTH)
+
+    def features(self, rows: Written, served: Hits) -> gate.Features:
+        alone = self.lists(Query(), rows)
+        relevance = self.parts.relevance
+        return gate.features(*rows, alone, served, relevance, self.brands)
+
+    def rm3(self, first: Query | Expansion = Query()) -> RM3:  # noqa: B008 - frozen
+        return RM3(self.products, self.text, first=first)
+
+
+class _Way(NamedTuple):
+    """A way of using rewrites, with its gate."""
+
+    serving: Serving
+    gate: gate.Gate
+    gain: float
+    """In `MAIN`, on average over validation queries."""
+
 
 def served(
-    run: Path, config: Evaluate, data: Prepared, system: SystemConfig, lm: LM
-) -> dict[str, Any] | None:
-    """The table, its segments and examples; None where no query is known whole.
+    run: Path, config: Evaluate, data: Prepared, system: SystemConfig, lm: LM | None
+) -> Found | None:
+    """Measures every way of serving; None where no query is known whole.
 
     Searches and M1 are those of this process, even if training asked a reward server;
     the reward of lists is left out where a language model would have to judge them.
+
+    Args:
+        run: with M1, in its folder `relevance`.
+        config: how many queries and rewrites.
+        data: the run's data.
+        system: as in online training.
+        lm: writes the rewrites; None: there are none.
     """
-    relevant = known(data)
-    queries = {
-        split: [q for q in data.searchable[split] if relevant.products(q)]
-        for split in ("validation", "test")
-    }
-    if not queries["test"]:
-        return None
-    free = system.judge in ("simulated", "logged")
-    local = replace(
-        system,
-        service=ServiceConfig(),
-        judge=system.judge if free else "simulated",
-    )
-    parts = Parts(run, data, local)
-    engine = CachedRetriever(parts.engine)
-    brands = frozenset(tokens(" ".join(parts.brands)))
-    feedback = {"products": data.products, "text": TEXTS[system.text]}
+    search = _Search(run, data, system)
+    judged, relevant = search.judged, search.known
     validation, test = (
-        write(lm, sample(queries[split], most, config.seed), config, data.lengths)
-        for split, most in (
-            ("validation", config.gate_queries),
-            ("test", config.queries),
+        _write(lm, sample(whole, most, config.seed), config, data.lengths)
+        for split, most, of in (
+            ("validation", config.gate_queries, judged),
+            ("test", config.queries, relevant),
         )
+        for whole in [[q for q in data.searchable[split] if of.products(q)]]
     )
-    ways, main = ways_of(config.rewrites, feedback)
-
-    def lists(way: Serving, rows: Written) -> Hits:
-        return way(engine, rows.queries, rows.rewrites, DEPTH)
-
-    def seen(rows: Written, original: Hits, hits: Hits) -> gate.Features:
-        return gate.features(*rows, original, hits, parts.relevance, brands)
-
-    alone = lists(Query(), validation)
-    before = columns(validation.queries, alone, relevant)
-    gates, gained = {}, {}
-    for name, way in ways.items():
-        hits = lists(way, validation)
-        after = columns(validation.queries, hits, relevant)
-        recall, ndcg = (after[x] - before[x] for x in (MAIN, "ndcg@10"))
-        features = seen(validation, alone, hits)
-        gates[name] = gate.fit(features, recall, ndcg, harm=config.harm)
-        gained[name] = float(np.nanmean([*(recall * gates[name](features)), 0.0]))
-    best = max(gained, key=lambda name: gained[name])
-
-    original = lists(Query(), test)
-    chosen = lists(ways[best], test)
-    opened = gates[best](seen(test, original, chosen))
-    corrected = SpellingCorrector(map(TEXTS[system.text], data.products.values()))
-    rows = {
-        QUERY: Served(original, 1),
-        "spelling corrected": Served(
-            lists(Rewrite(), _with(test, [[x] for x in corrected(test.queries)])), 1
-        ),
-        FEEDBACK: Served(lists(RM3(**feedback), test), 2),
-        "the rewrite alone": Served(lists(Rewrite(), test), 1),
+    if not test.queries:
+        return None
+    tried, shown = _ways(search, config.rewrites if lm else 0)
+    lists = {name: search.lists(way, validation) for name, way in tried.items()}
+    source = "rewrites and first products" if lm else "first products"
+    for weight, (way, unseen) in _selections(search, validation).items():
+        name = f"words chosen from {source}, weight {weight:g}"
+        tried[name], lists[name] = way, unseen
+        shown += [name] * (weight == CHOSEN[0])
+    ways = {
+        name: _gated(search, way, validation, lists[name], config.harm)
+        for name, way in tried.items()
     }
-    rows |= {n: Served(lists(ways[n], test), ways[n].searches) for n in main}
-    rows[SERVED] = Served(
-        choose(original, chosen, opened),
-        1 + float(opened.mean()) * (ways[best].searches - 1),
-    )
-    rows |= {
-        name: Served(hits, searches)
-        for name, (hits, searches) in ceilings(lists, data, test, relevant).items()
-    }
+    best = max(ways, key=lambda name: ways[name].gain)
+    original, chosen = (search.lists(w, test) for w in (Query(), ways[best].serving))
+    opened = ways[best].gate(search.features(test, chosen))
 
-    def reward(hits: Hits) -> Float[np.ndarray, " Q"]:
-        return parts.lists(test.queries, original, hits).part("total")
-
+    systems: dict[str, tuple[Hits, Any]] = {QUERY: (original, 1.0)}
+    corrected = SpellingCorrector(map(search.text, data.products.values()))
+    spelled = test.instead([[text] for text in corrected(test.queries)])
+    systems["spelling corrected"] = search.lists(Rewrite(), spelled), 1.0
+    systems[FEEDBACK] = search.lists(search.rm3(), test), 2.0
+    if lm:
+        systems["the rewrite alone"] = search.lists(Rewrite(), test), 1.0
+        alone = _selections(search, validation.without())
+        if CHOSEN[0] in alone:
+            hits = search.lists(alone[CHOSEN[0]][0], test.without())
+            systems["words chosen from first products alone"] = hits, 2.0
+    for name in shown:
+        systems[name] = search.lists(tried[name], test), float(tried[name].searches)
+    cost = 1.0 + opened * (ways[best].serving.searches - 1)
+    systems[SERVED] = choose(original, chosen, opened), cost
+    systems |= _ceilings(search, data, test)
     titles = {id: product.title for id, product in data.products.items()}
-    return table(
+    measured = Measured(
         test.queries,
-        rows,
-        relevant,
-        compared=[(SERVED, FEEDBACK)],
-        segments=segments(data, test.queries, brands),
-        reward=reward if free else None,
-    ) | {
-        "way": best,
-        "gate": [
-            {"feature": name, "least": least}
-            for name, least in gates[best].thresholds.items()
-        ],
-        "open": float(opened.mean()),
-        "harm": config.harm,
-        "gate_queries": len(validation.queries),
-        "tried": [{"way": name, "gain": gain} for name, gain in gained.items()],
-        "examples": [
-            item | {k: [titles[i] for i in item[k]] for k in ("gained", "lost")}
-            for item in examples(test.queries, original, rows[SERVED].hits, relevant)
-        ],
-    }
-
-
-def ways_of(
-    rewrites: int, feedback: Mapping[str, Any]
-) -> tuple[dict[str, Serving], list[str]]:
-    """Ways of using up to so many rewrites by name, and the names of the main ones."""
-    ways: dict[str, Serving] = {}
-    shown = [below := "below the query's first 10"]
-    for n in [n for n in NUMBERS if n <= rewrites] or [rewrites]:
-        of = f"{n} rewrite{'s' * (n > 1)}"
-        for weight in FUSED:
-            ways[f"fused with {of}, weight {weight:g}"] = Fusion(n, weight)
-        for weight in EXPANDED:
-            terms = Expansion(n, weight)
-            ways[f"with terms of {of}, weight {weight:g}"] = terms
-            ways[f"RM3 with terms of {of}, weight {weight:g}"] = RM3(
-                **feedback, first=terms
-            )
-        shown.append(f"fused with {of}, weight {FUSED[0]:g}")
-        terms = f"with terms of {of}, weight {EXPANDED[0]:g}"
-        shown += [terms, f"RM3 {terms}"]
-    return ways | {below: Backfill(10)}, shown
+        {
+            name: _columns(search, test.queries, original, hits)
+            for name, (hits, _) in systems.items()
+        },
+        {
+            name: np.broadcast_to(cost, len(test.queries)).astype(np.float64)
+            for name, (_, cost) in systems.items()
+        },
+        segments(data, test.queries, search.brands),
+    )
+    return Found(
+        measured,
+        {
+            "way": best,
+            "gate": [
+                {"feature": name, "least": least}
+                for name, least in ways[best].gate.thresholds.items()
+            ],
+            "open": float(opened.mean()),
+            "harm": config.harm,
+            "gate_queries": len(validation.queries),
+            "tried": [{"way": name, "gain": way.gain} for name, way in ways.items()],
+            "examples": [
+                item | {k: [titles[i] for i in item[k]] for k in ("gained", "lost")}
+                for item in examples(
+                    test.queries, original, systems[SERVED][0], relevant
+                )
+            ],
+        },
+    )
 
 
 def known(data: Prepared) -> Known:
-    """What is relevant: by judgement, or by the rule of a synthetic shop.
-
-    Of judged products those with a relevant label; of a shop's the exact ones alone:
-    its substitutes are hundreds, of which no list of 100 holds a telling share.
-    """
-    labels = data.labels
+    """What is relevant: by judgement, or by the rule of a synthetic shop."""
     if data.truth is None:
-        judged = judged_gains(data)
-        everything = data.searchable["validation"] + data.searchable["test"]
-        least = min(labels.gain(name) for name in labels.relevant)
-        return Known({q: judged.get(q, {}) for q in everything}, least)
-    return Known(_TrueGains(data.truth, data), max(labels.gains))
+        return judgements(data)
+    return Known(_TrueGains(data), _least(data))
+
+
+def judgements(data: Prepared) -> Known:
+    """What people have judged, of fully judged queries: all that may be fitted on."""
+    judged = judged_gains(data)
+    queries = data.searchable["validation"] + data.searchable["test"]
+    return Known({query: judged.get(query, {}) for query in queries}, _least(data))
+
+
+def _least(data: Prepared) -> float:
+    """The least gain of a relevant product.
+
+    In a shop only exact ones are: its substitutes are hundreds, of which no list of 100
+    holds a telling share.
+    """
+    if data.truth is not None:
+        return max(data.labels.gains)
+    return min(data.labels.gain(name) for name in data.labels.relevant)
 
 
 class _TrueGains(dict[str, dict[str, float]]):
     """Gains above 0 of all products of a shop, computed when they are asked for."""
 
-    def __init__(self, truth: shop.Truth, data: Prepared):
+    def __init__(self, data: Prepared):
         super().__init__()
-        self._truth, self._data = truth, data
+        self._data = data
         self._by_intent: dict[Any, dict[str, float]] = {}
 
     def __missing__(self, query: str) -> dict[str, float]:
-        intent = self._truth.intents[query]
+        truth, gain = self._data.truth, self._data.true_gain
+        assert truth is not None
+        assert gain is not None
+        intent = truth.intents[query]
         if intent not in self._by_intent:
-            gain = self._data.true_gain
-            assert gain is not None
             gains = {p: gain(query, p) for p in self._data.products}
             self._by_intent[intent] = {p: g for p, g in gains.items() if g > 0}
         self[query] = self._by_intent[intent]
         return self[query]
 
 
-def write(lm: LM, queries: list[str], config: Evaluate, lengths: Lengths) -> Written:
+def _write(
+    lm: LM | None, queries: list[str], config: Evaluate, lengths: Lengths
+) -> Written:
     """Beams of every query, empty ones left out."""
+    if lm is None or not queries:
+        return Written(queries, [[] for _ in queries], np.zeros(len(queries)))
     found = lm.beams(
         queries,
         config.rewrites,
@@ -235,30 +283,103 @@ def write(lm: LM, queries: list[str], config: Evaluate, lengths: Lengths) -> Wri
     return Written(queries, texts, confidence)
 
 
-def _with(rows: Written, rewrites: list[list[str]]) -> Written:
-    return rows._replace(rewrites=rewrites)
+def _ways(search: _Search, rewrites: int) -> tuple[dict[str, Serving], list[str]]:
+    """Ways of using up to so many rewrites by name, and the names of the main ones."""
+    if not rewrites:
+        return {FEEDBACK: search.rm3()}, []
+    below = "below the query's first 10"
+    ways: dict[str, Serving] = {below: Backfill(10)}
+    shown = [below]
+    for n in [n for n in NUMBERS if n <= rewrites] or [rewrites]:
+        of = f"{n} rewrite{'s' * (n > 1)}"
+        for weight in FUSED:
+            ways[f"fused with {of}, weight {weight:g}"] = Fusion(n, weight)
+        for weight in EXPANDED:
+            terms = Expansion(n, weight)
+            ways[f"with terms of {of}, weight {weight:g}"] = terms
+            ways[f"RM3 with terms of {of}, weight {weight:g}"] = search.rm3(terms)
+        shown.append(f"fused with {of}, weight {FUSED[0]:g}")
+        name = f"with terms of {of}, weight {EXPANDED[0]:g}"
+        shown += [name, f"RM3 {name}"]
+    return ways, shown
 
 
-def ceilings(
-    lists: Callable[[Serving, Written], Hits],
-    data: Prepared,
-    rows: Written,
-    relevant: Known,
+def _selections(
+    search: _Search, rows: Written
+) -> dict[float, tuple[TermSelection, Hits]]:
+    """By weight, a selection fitted on all rows, and lists of rows it had not seen.
+
+    Nothing where there are too few rows or words to learn from.
+    """
+    relevant = [search.judged.products(query) for query in rows.queries]
+    fold = np.arange(len(rows.queries)) % FOLDS
+    empty = TermSelection(search.products, search.parts.relevance, search.text)
+
+    def fit(chosen: np.ndarray) -> TermSelection:
+        some = np.flatnonzero(chosen).tolist()
+        return copy(empty).fit(
+            search.engine,
+            [rows.queries[i] for i in some],
+            [rows.rewrites[i] for i in some],
+            [relevant[i] for i in some],
+        )
+
+    try:
+        everything = fit(fold >= 0)
+        others = [fit(fold != n) for n in range(FOLDS)]
+    except ValueError:
+        return {}
+    found = {}
+    for weight in CHOSEN:
+        hits = search.lists(others[0].weighing(weight), rows)
+        for n in range(1, FOLDS):
+            unseen = search.lists(others[n].weighing(weight), rows)
+            hits = choose(hits, unseen, fold == n)
+        found[weight] = everything.weighing(weight), hits
+    return found
+
+
+def _gated(
+    search: _Search, way: Serving, rows: Written, hits: Hits, harm: float
+) -> _Way:
+    """The way with its gate, fitted on validation queries' lists."""
+    alone = search.lists(Query(), rows)
+    before, after = (columns(rows.queries, x, search.judged) for x in (alone, hits))
+    recall, ndcg = (after[name] - before[name] for name in (MAIN, "ndcg@10"))
+    features = search.features(rows, hits)
+    fitted = gate.fit(features, recall, ndcg, harm=harm)
+    return _Way(way, fitted, float(np.nanmean([*(recall * fitted(features)), 0.0])))
+
+
+def _columns(
+    search: _Search, queries: list[str], original: Hits, hits: Hits
+) -> Columns:
+    found = columns(queries, hits, search.known)
+    if search.free:
+        reward = search.parts.lists(queries, original, hits)
+        found["reward"] = reward.part("total")
+    return found
+
+
+def _ceilings(
+    search: _Search, data: Prepared, rows: Written
 ) -> dict[str, tuple[Hits, float]]:
     """What no rewriter knows: which of the rewrites is best, and the shop's words."""
-    n = max(map(len, rows.rewrites), default=0)
-    best = lists(Query(), rows)
-    top = columns(rows.queries, best, relevant)[MAIN]
-    for i in range(n):
-        one = [r[i : i + 1] for r in rows.rewrites]
-        hits = lists(Rewrite(), _with(rows, one))
-        new = columns(rows.queries, hits, relevant)[MAIN]
-        best, top = choose(best, hits, new > top), np.fmax(new, top)
-    found = {f"{CEILING}the best of query and {n} rewrites": (best, float(1 + n))}
+    found = {}
+    if n := max(map(len, rows.rewrites), default=0):
+        best = search.lists(Query(), rows)
+        top = columns(rows.queries, best, search.known)[MAIN]
+        for i in range(n):
+            one = rows.instead([r[i : i + 1] for r in rows.rewrites])
+            hits = search.lists(Rewrite(), one)
+            new = columns(rows.queries, hits, search.known)[MAIN]
+            best, top = choose(best, hits, new > top), np.fmax(new, top)
+        name = f"{CEILING}the best of query and {n} rewrites"
+        found[name] = best, float(1 + n)
     if data.truth is not None:
-        own = [[shop.own_words(data.truth, q)] for q in rows.queries]
-        words = lists(Rewrite(), _with(rows, own))
-        found[f"{CEILING}the catalogue's words"] = (words, 1.0)
+        own = [[shop.own_words(data.truth, query)] for query in rows.queries]
+        words = search.lists(Rewrite(), rows.instead(own))
+        found[f"{CEILING}the catalogue's words"] = words, 1.0
     return found
 
 
@@ -267,7 +388,7 @@ def segments(
 ) -> dict[str, Bool[np.ndarray, " Q"]]:
     """Kinds of queries: how they are phrased, where it is known, or what is in them."""
     kinds: defaultdict[str, list[bool]] = defaultdict(list)
-    phrasing = data.truth.phrasing if data.truth else {}
+    phrasing: Mapping[str, str] = data.truth.phrasing if data.truth else {}
     for query in queries:
         words = tokens(query)
         for kind in shop.KINDS if phrasing else ():

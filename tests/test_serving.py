@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from jaxqr.evaluation import gate, served
-from jaxqr.evaluation.served import Known, Served
+from jaxqr.evaluation.served import Known, Measured
 from jaxqr.metrics import recall
 from jaxqr.records import Hits, Product
 from jaxqr.retrieval import TermRetriever
 from jaxqr.retrieval.cached import CachedRetriever
 from jaxqr.retrieval.embedded import EmbeddedRetriever
 from jaxqr.retrieval.feedback import RM3
+from jaxqr.retrieval.selection import FEATURES, TermSelection
 from jaxqr.retrieval.serving import (
     Backfill,
     Expansion,
@@ -131,7 +132,15 @@ def test_expansion_weighs_new_terms_by_the_share_of_rewrites():
 
 
 def test_every_way_is_a_serving():
-    ways = [Query(), Rewrite(), Fusion(), Expansion(), Backfill(), RM3({})]
+    ways = [
+        Query(),
+        Rewrite(),
+        Fusion(),
+        Expansion(),
+        Backfill(),
+        RM3({}),
+        TermSelection({}, m1),
+    ]
     assert all(isinstance(way, Serving) for way in ways)
 
 
@@ -228,6 +237,83 @@ def test_rm3_finds_what_the_query_does_not():
     # a rewrite's terms take part in the first search
     wider = RM3(PRODUCTS, first=Expansion(1, 0.5))
     assert "4" in shown(wider(engine, ["red"], [["lamp"]], 4))[0]
+
+
+def test_candidate_words_and_what_is_known_of_them():
+    def relevance(queries, ids):
+        return np.where(np.isin(ids, ["1", "3"]), 0.75, 0.25).astype(np.float32)
+
+    selection = TermSelection(PRODUCTS, relevance)
+    (found,) = selection.candidates(
+        ["cheap shoe"], [["red lamp", "lamp"]], [["1", "2", "3"]]
+    )
+    # leather is in two products read, blue too; red and lamp are in rewrites
+    assert found.terms == ["blue", "lamp", "leather", "red"]
+    blue, lamp, leather, red = (
+        dict(zip(FEATURES, row, strict=True)) for row in found.features
+    )
+    assert leather == pytest.approx(
+        {
+            "feedback": (1 / 4 + 0 + 1 / 3) / 3,
+            "first": 2 / 3,
+            "share": 2 / 3,
+            "rarity": math.log(4 / 2),
+            "found": 1.0,
+            "gain": 0.75 - 1.75 / 3,
+            "contrast": 1.5 / 1.75 - 0.5 / 1.25,
+            "rewrites": 0.0,
+            "rewrite": 0.0,
+            "mean_gain": 1.75 / 3,
+            "length": 2.0,
+        }
+    )
+    assert blue["contrast"] == pytest.approx(1.0 / 1.75 - 1.0 / 1.25)
+    assert (lamp["share"], lamp["rewrites"], lamp["rewrite"]) == (0.0, 1.0, 1.0)
+    assert (red["share"], red["rewrites"], red["rewrite"]) == (1 / 3, 0.5, 1.0)
+
+
+def test_selection_learns_which_words_help():
+    rng = np.random.default_rng(0)
+    kinds = [f"kind{i}" for i in range(33)]
+    # "good" marks the products of each kind that are wanted; "bad" is in the others.
+    products = {}
+    for kind in kinds:
+        for i in range(12):
+            quality, id = ("good", "bad")[i % 2], f"{kind}-{i}"
+            filler = " ".join(f"w{j}" for j in rng.integers(0, 40, 3))
+            title = f"{kind} {quality} {filler}"
+            products[id] = Product(id, title)
+    engine = EmbeddedRetriever.build(products.values())
+
+    def relevance(queries, ids):
+        return np.full(ids.shape, 0.5, np.float32)
+
+    wanted = [{p for p, x in products.items() if f"{k} good" in x.title} for k in kinds]
+    rewrites = [[f"{kind} good"] for kind in kinds]
+    selection = TermSelection(products, relevance, feedback=12)
+    with pytest.raises(ValueError, match="call fit first"):
+        selection(engine, kinds, rewrites, 6)
+    selection.fit(engine, kinds[:30], rewrites[:30], wanted[:30])
+    before = Query()(engine, kinds[30:], [[]] * 3, 6)
+    after = selection(engine, kinds[30:], rewrites[30:], 6)
+    assert recall(before.ids, wanted[30:], k=6).mean() < 0.8
+    assert recall(after.ids, wanted[30:], k=6).mean() == 1.0
+    (weights,) = selection.expand(
+        kinds[30:31],
+        rewrites[30:31],
+        [[p for p in products if p.startswith("kind30-")]],
+    )
+    assert weights["kind30"] == 1.0
+    assert 0.5 < weights["good"] <= 1.05
+    assert "bad" not in weights
+    (twice,) = selection.weighing(2.0).expand(
+        kinds[30:31],
+        rewrites[30:31],
+        [[p for p in products if p.startswith("kind30-")]],
+    )
+    assert twice["good"] == pytest.approx(2 * weights["good"])
+    with pytest.raises(ValueError, match="without a word to learn from"):
+        TermSelection(products, relevance).fit(engine, ["nothing"], [[]], [{"a"}])
 
 
 def test_spelling_knows_the_catalogues_words():
@@ -338,21 +424,28 @@ def test_recall_counts_its_first_ranks_alone():
     assert [found[f"recall@{k}"][0] for k in (20, 50, 100)] == [0.2, 0.5, 1.0]
 
 
-def test_the_table_by_hand():
-    queries = ["q", "r"]
-    systems = {
-        "alone": Served(wide("a", "x"), 1),
-        "worse": Served(wide("c", ""), 2),
-        "better": Served(wide("ab", "x"), 1.5),
-    }
-    result = served.table(
+def measured(queries, systems, searches, **segments):
+    return Measured(
         queries,
-        systems,
-        KNOWN,
-        compared=[("better", "worse")],
-        segments={"short": np.array([True, False]), "none": np.zeros(2, np.bool_)},
-        reward=lambda hits: (hits.ids != "").sum(axis=1) / 10,
+        {name: served.columns(queries, hits, KNOWN) for name, hits in systems.items()},
+        {n: np.full(len(queries), x) for n, x in zip(systems, searches, strict=True)},
+        {name: np.array(rows) for name, rows in segments.items()},
     )
+
+
+def test_the_table_by_hand():
+    systems = {
+        "alone": wide("a", "x"),
+        "worse": wide("c", ""),
+        "better": wide("ab", "x"),
+    }
+    part = measured(
+        ["q", "r"], systems, (1.0, 2.0, 1.5), short=[True, False], none=[False] * 2
+    )
+    part.systems["better"]["reward"] = np.array([0.2, 0.1])
+    for name in ("alone", "worse"):
+        part.systems[name]["reward"] = np.zeros(2)
+    result = served.table(part, compared=[("better", "worse")])
     rows = {row["system"]: row for row in result["rows"]}
     assert rows["alone"]["recall@50"] == pytest.approx((1 / 3 + 1) / 2)
     assert rows["better"]["reward"] == pytest.approx((0.2 + 0.1) / 2)
@@ -375,6 +468,22 @@ def test_the_table_by_hand():
     (segment,) = result["segments"]
     assert (segment["segment"], segment["queries"]) == ("short", 1)
     assert segment["rows"][2]["difference"] == pytest.approx(1 / 3)
+
+
+def test_folds_are_one_table():
+    one = measured(["q"], {"alone": wide("a"), "b": wide("ab")}, (1.0, 2.0), x=[True])
+    two = measured(
+        ["r"],
+        {"alone": wide("x"), "c": wide(""), "b": wide("")},
+        (1.0, 3.0, 1.0),
+        x=[False],
+    )
+    both = Measured.concatenate([one, two])
+    assert (both.queries, list(both.systems)) == (["q", "r"], ["alone", "b"])
+    rows = {row["system"]: row for row in served.table(both)["rows"]}
+    assert rows["b"]["recall@50"] == pytest.approx((2 / 3 + 0) / 2)
+    assert rows["b"]["searches"] == 1.5
+    assert both.segments["x"].tolist() == [True, False]
 
 
 def test_examples_name_the_products_concerned():

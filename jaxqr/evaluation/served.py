@@ -4,7 +4,7 @@ Over *all* relevant products of a query, so only for queries whose relevant prod
 are known: those that were fully judged, or all of a synthetic shop.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,14 +35,6 @@ class Known(NamedTuple):
     def products(self, query: str) -> set[str]:
         """The query's relevant products."""
         return {p for p, g in self.gains[query].items() if g >= self.relevant}
-
-
-class Served(NamedTuple):
-    """One system: the lists [Q, DEPTH] that it shows, and what they cost."""
-
-    hits: Hits
-    searches: float
-    """Mean searches of a query."""
 
 
 Columns = dict[str, Float[np.ndarray, " Q"]]
@@ -83,47 +75,65 @@ def better(before: Columns, after: Columns) -> Float[np.ndarray, " Q"]:
     return np.where(np.isnan(change), np.nan, np.sign(change) * (abs(change) > HARM))
 
 
+class Measured(NamedTuple):
+    """Several systems on the same queries; the first is the query alone."""
+
+    queries: list[str]
+    systems: dict[str, Columns]
+    """Of `columns`, and further ones, by the system's name."""
+    searches: dict[str, Float[np.ndarray, " Q"]]
+    """Searches of each query, by the system's name."""
+    segments: dict[str, Bool[np.ndarray, " Q"]]
+    """Which queries are of a kind, by its name."""
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Measured"]) -> "Measured":
+        """The queries of several parts, such as folds; of the systems that all have."""
+        first = parts[0]
+        shared = [s for s in first.systems if all(s in part.systems for part in parts)]
+        return cls(
+            [query for part in parts for query in part.queries],
+            {
+                system: {
+                    metric: np.concatenate([p.systems[system][metric] for p in parts])
+                    for metric in first.systems[system]
+                }
+                for system in shared
+            },
+            {s: np.concatenate([p.searches[s] for p in parts]) for s in shared},
+            {
+                kind: np.concatenate([p.segments[kind] for p in parts])
+                for kind in first.segments
+            },
+        )
+
+
 def table(
-    queries: Sequence[str],
-    systems: Mapping[str, Served],
-    known: Known,
-    *,
-    compared: Sequence[tuple[str, str]] = (),
-    segments: Mapping[str, Bool[np.ndarray, " Q"]] | None = None,
-    reward: Callable[[Hits], Float[np.ndarray, " Q"]] | None = None,
+    measured: Measured, compared: Sequence[tuple[str, str]] = ()
 ) -> dict[str, Any]:
     """The first table of a report, as data (`served` in `jaxqr.report`).
 
     Args:
-        queries: held-out queries, all in `known`.
-        systems: the first is the query alone, which the others are compared with.
-        known: what is relevant.
-        compared: further (system, than) to compare.
-        segments: which queries are of a kind, by its name.
-        reward: of lists, as in training.
+        measured: what is shown.
+        compared: further (system, than) to compare; every system is compared with the
+            first one.
     """
-    found = {name: columns(queries, s.hits, known) for name, s in systems.items()}
-    if reward is not None:
-        for name, system in systems.items():
-            found[name]["reward"] = reward(system.hits)
+    found, searches = measured.systems, measured.searches
     first, *others = found
     shown = [name for name in found[first] if name != "no_results"]
     return {
-        "queries": len(queries),
+        "queries": len(measured.queries),
         "metrics": shown,
         "rows": [
-            {"system": name, "searches": system.searches}
+            {"system": name, "searches": float(searches[name].mean())}
             | {metric: known_mean(x) for metric, x in found[name].items()}
             | _shares(better(found[first], found[name]))
-            for name, system in systems.items()
+            for name in found
         ],
         "differences": [
             {"metric": metric, "system": name, "than": than}
             | difference(found[than][metric], found[name][metric])
-            for name, than in [
-                *((name, first) for name in others),
-                *compared,
-            ]
+            for name, than in [*((name, first) for name in others), *compared]
             for metric in shown
         ],
         "segments": [
@@ -136,7 +146,7 @@ def table(
                     for name, c in found.items()
                 ],
             }
-            for segment, rows in (segments or {}).items()
+            for segment, rows in measured.segments.items()
             if rows.any()
         ],
     }
