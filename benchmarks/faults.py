@@ -104,7 +104,7 @@ def searched(engine: EmbeddedRetriever, request: Request) -> Reply:
     lines = [json.loads(line) for line in request.body.splitlines() if line]
     items = []
     for search in lines[1::2]:
-        hits = engine.search([search["query"]["match"]["text"]], len(PRODUCTS))
+        hits = engine.search([search["query"]["match"]["text"]["query"]], len(PRODUCTS))
         pairs = zip(hits.scores[0].tolist(), hits.ids[0].tolist(), strict=True)
         found = sorted(((s, i) for s, i in pairs if i), key=lambda x: (-x[0], x[1]))
         if after := search.get("search_after"):

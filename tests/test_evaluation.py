@@ -287,7 +287,7 @@ def engine(monkeypatch):
         "Classifier",
         SimpleNamespace(load=lambda folder, **options: world.m1_classifier()),
     )
-    monkeypatch.setattr(system, "SimulatedShopper", lambda products: Judge())
+    monkeypatch.setattr("experiments.judges.SimulatedShopper", lambda products: Judge())
     monkeypatch.setattr(
         system, "sample_profiles", lambda n, seed, *, brands: shoppers[seed]
     )

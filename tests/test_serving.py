@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import world
 
 from jaxqr.evaluation import gate, served
 from jaxqr.evaluation.served import Known, Measured
@@ -28,7 +29,6 @@ from jaxqr.retrieval.serving import (
 )
 from jaxqr.retrieval.spelling import SpellingCorrector
 from jaxqr.rewards import list_reward, rewrite_reward
-from tests import world
 
 LISTS = {"q": "abc", "r": "bd", "s": "dbe", "empty": ""}
 
