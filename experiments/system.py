@@ -1,6 +1,7 @@
 """The search engine, M1 and the shoppers of a run, put together from its settings.
 
-The one place that turns names into parts: an engine or a judge is added here.
+The one place that turns names into parts: an engine is added here, a judge in
+`judges`.
 """
 
 import dataclasses

@@ -57,11 +57,7 @@ def columns(queries: Sequence[str], hits: Hits, known: Known) -> Columns:
             for g, ids in zip(gains, hits.ids.tolist(), strict=True)
         ]
     )
-    found = {
-        f"recall@{k}": metrics.recall(hits.ids, wanted, k=k)
-        for k in CUTS
-        if k <= hits.ids.shape[1]
-    }
+    found = {f"recall@{k}": metrics.recall(hits.ids, wanted, k=k) for k in CUTS}
     found["ndcg@10"] = metrics.ndcg(listed, ideal, k=10)
     unknown = ~hits.valid | np.array([not w for w in wanted])
     found = {name: np.where(unknown, np.nan, x) for name, x in found.items()}

@@ -1,7 +1,7 @@
 """Fixed lists that watch a judge: does it still answer as it did, do words buy it?
 
-A model behind a server changes without notice, and rewards before and after can then
-not be compared. A judge that likes the query's words in a title, whatever is sold,
+A server's model may change without notice; rewards from before and after cannot be
+compared then. A judge that likes the query's words in a title, whatever is sold,
 teaches a rewriter to find such titles. Both are measured on lists of products whose
 relevance people have judged.
 """
