@@ -34,7 +34,7 @@ EXPERIMENTS = (
     {"prepare"},
     {"judges"},
     {"system"},
-    {"training"},
+    {"training", "known"},
     {"serving"},
     {
         *("relevance", "pretrain", "sft", "distill", "online_dpo", "reward_server"),
