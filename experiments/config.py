@@ -254,6 +254,20 @@ class SourceConfig:
 
 
 @dataclass(frozen=True)
+class Folds:
+    """Cross-validation over the fully judged queries (`experiments.folds`).
+
+    None of them makes pairs; one fold is tested, one is for validation, and the others
+    are for M1 to learn from.
+    """
+
+    count: int = 0
+    """0: none; fully judged queries are split like all others."""
+    test: int = 0
+    validation: int = 1
+
+
+@dataclass(frozen=True)
 class Prepare(SourceConfig):
     """Where the data comes from and how pairs are mined from it."""
 
@@ -263,12 +277,17 @@ class Prepare(SourceConfig):
     """Labels under which a product counts as shared; None: the collection's own."""
     max_degree: int = 100
     """Products relevant to more queries than this make no pairs."""
+    titles: int = 0
+    """Titles of relevant products, most of each training query, to train on as well."""
+    named: int = 0
+    """Times that some words of each title are a query, to be answered by the title."""
     verify: bool = False
     """Keep pairs only that a language model (`llm`) calls equivalent."""
     llm: LLMConfig = field(default_factory=LLMConfig)
     official_split: bool = True
     """Keep official test queries, and what they are paired with, out of training.
     Without it the pairs are dealt out afresh, by connected component all the same."""
+    folds: Folds = field(default_factory=Folds)
 
 
 @dataclass(frozen=True)
@@ -328,6 +347,8 @@ class SFT:
     optimizer: OptimizerConfig
     init: Path | None = None
     """A Hugging Face folder to start from instead of the run's pretrained model."""
+    layers: int | None = None
+    """Keep so many of its layers, evenly spaced; None: all."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     validation_pairs: int = 256
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -421,6 +442,9 @@ class Evaluate:
     """Share of queries that may be served worse than alone."""
     gate_queries: int = 300
     """Most validation queries that the gate is fitted on."""
+    encoder: Path | None = None
+    """Hugging Face folder of a sentence encoder, such as all-MiniLM-L6-v2, that tells
+    which of a query's first products to take words of; None: M1 does."""
     seed: int = 0
 
 

@@ -32,7 +32,8 @@ from experiments.config import (
 from experiments.online_dpo import write
 from experiments.prepare import Prepared
 from experiments.presets import PRESETS
-from experiments.serving import served
+from experiments.search import Search, Writer
+from experiments.serving import held_out
 from experiments.system import System
 from jaxqr.data.tokenize import Tokenizer
 from jaxqr.decode import Sampling
@@ -74,9 +75,11 @@ def main(run: Path, config: Evaluate) -> None:
     if (run / config.online / "done").exists():
         settings = runs.read(run / config.online, OnlineDPO)
         policy = load_stage(run / config.online, OnlineDPO)
-        if found := served(run, config, data, settings.system, policy):
+        write_all = Writer(policy, config.rewrites, data.lengths)
+        search_of = Search(run, data, settings.system, config.encoder)
+        if found := held_out(search_of, config, write_all):
             summary["served"] = found.table()
-            _show(console, "Search, test queries", _served_rows(summary["served"]))
+            show_served(console, summary["served"])
         summary["online"] = online(run, config, data)
         _show(console, "Online, test queries", _by_metric(summary["online"]))
         lines = read_metrics(run / config.online / "metrics.jsonl")
@@ -218,13 +221,14 @@ def _by_metric(table: dict[str, Any]) -> list[dict[str, Any]]:
     return lines
 
 
-def _served_rows(served: dict[str, Any]) -> list[dict[str, Any]]:
+def show_served(console: Console, served: dict[str, Any]) -> None:
     """A line per system: recall, nDCG, and who is better or worse for it."""
     names = ("recall@50", "ndcg@10", "win", "loss", "searches")
-    return [
+    rows = [
         {"system": row["system"]} | {name: row[name] for name in names}
         for row in served["rows"]
     ]
+    _show(console, f"Search, {served['queries']:,} test queries", rows)
 
 
 def _show(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -25,7 +25,7 @@ def known(data: Prepared) -> Known:
 def judgements(data: Prepared) -> Known:
     """What people have judged, of fully judged queries: all that may be fitted on."""
     judged = judged_gains(data)
-    queries = data.searchable["validation"] + data.searchable["test"]
+    queries = [q for split in data.searchable.values() for q in split]
     return Known({query: judged.get(query, {}) for query in queries}, _least(data))
 
 

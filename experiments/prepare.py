@@ -18,9 +18,9 @@ from rich.console import Console
 
 from experiments import runs, sources
 from experiments.cli import launch, option
-from experiments.config import Lengths, Prepare
+from experiments.config import Folds, Lengths, Prepare
 from experiments.presets import PRESETS
-from jaxqr.data import q2q, shop, tables
+from jaxqr.data import folds, noise, q2q, shop, tables
 from jaxqr.data.tokenize import Tokenizer, train_tokenizer
 from jaxqr.records import Collection, Labels, Product
 
@@ -94,8 +94,9 @@ def main(run: Path, config: Prepare) -> None:
         if not config.official_split:
             forgotten = dict.fromkeys(collection.split, "train")
             collection = collection._replace(split=forgotten)
+        held_out = _in_folds(collection, config.folds, config.seed)
         pairs = q2q.query_pairs(
-            collection,
+            folds.without(collection, held_out),
             k=config.k,
             labels=config.labels,
             max_degree=config.max_degree,
@@ -108,9 +109,10 @@ def main(run: Path, config: Prepare) -> None:
                 f"too few pairs to train on and to test with:\n{pairs.statistics}\n"
                 "lower k, raise max-degree, or give more judgements"
             )
-        split = _split(collection, by_split, config.seed)
+        split = _split(collection, by_split, config.seed) | held_out
         collection = collection._replace(split=split)
         searchable = _searchable(collection)
+        by_split["train"] += _weak_pairs(collection, searchable["train"], config)
         tables.save(folder, collection)
         runs.write_json(folder / "pairs.json", by_split)
         runs.write_json(folder / "searchable.json", searchable)
@@ -162,6 +164,37 @@ def _equivalent(
     return valid & (found >= 0.5)
 
 
+def _in_folds(collection: Collection, config: Folds, seed: int) -> dict[str, str]:
+    """The split of the queries that make no pairs, as they are held out in folds.
+
+    Raises:
+        ValueError: there is no such fold, or no telling which queries to deal out.
+    """
+    if not config.count:
+        return {}
+    if not {config.test, config.validation} <= {*range(config.count)} or (
+        config.test == config.validation
+    ):
+        raise ValueError(
+            f"{config}: expected two different folds of 0 to {config.count - 1}"
+        )
+    if collection.fully_judged is None:
+        raise ValueError(
+            "every query of this collection was fully judged, so folds of them leave "
+            "none to make pairs of: prepare it without folds"
+        )
+    splits = {config.test: "test", config.validation: "validation"}
+    dealt = folds.deal(sorted(collection.fully_judged), config.count, seed)
+    held_out = {query: splits.get(fold, "train") for query, fold in dealt.items()}
+    forms = {q2q.folded(query): split for query, split in held_out.items()}
+    # Other forms of the same query go with it.
+    return {
+        query: forms[form]
+        for query in collection.split
+        if (form := q2q.folded(query)) in forms
+    }
+
+
 def corpus(products: dict[str, Product], split: dict[str, str]) -> list[str]:
     """Titles, and the queries that may be trained on."""
     titles = [product.title for product in products.values()]
@@ -185,6 +218,27 @@ def _split(
     for name, rows in pairs.items():
         split |= {query: name for pair in rows for query in pair}
     return split
+
+
+def _weak_pairs(
+    collection: Collection, queries: list[str], config: Prepare
+) -> list[tuple[str, str]]:
+    """(query, title) pairs of judgements, and of titles and some of their own words."""
+    rng = np.random.default_rng(config.seed)
+    titles = {p: x.title.lower() for p, x in collection.products.items() if x.title}
+    judged, wanted = collection.judgements, set(queries)
+    relevant = np.isin(judged.label, collection.labels.relevant)
+    of: dict[str, list[str]] = {}
+    for i in np.flatnonzero(relevant):
+        query, product = judged.query[i], judged.product_id[i]
+        if query in wanted and product in titles:
+            of.setdefault(query, []).append(titles[product])
+    pairs = []
+    for query in sorted(of):
+        order = rng.permutation(len(of[query]))[: config.titles].tolist()
+        pairs += [(query, of[query][i]) for i in order]
+    named = noise.selection_pairs([*titles.values()], config.named, rng)
+    return pairs + [(words, title) for title, words in named]
 
 
 def _searchable(collection: Collection) -> dict[str, list[str]]:

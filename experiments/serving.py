@@ -5,23 +5,18 @@ fitted on validation queries, and the way that gains most there is what is serve
 is fitted sees judgements alone, and test queries choose nothing.
 """
 
+from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
-from experiments.config import Evaluate, Lengths, ServiceConfig, SystemConfig
-from experiments.known import judgements, known, segments
-from experiments.prepare import Prepared
-from experiments.system import TEXTS, Parts
-from experiments.training import sample
+from experiments.config import Evaluate
+from experiments.known import segments
+from experiments.search import HeldOut, Search, Writer, Written
 from jaxqr.data import shop
 from jaxqr.evaluation import gate
 from jaxqr.evaluation.served import (
-    DEPTH,
     MAIN,
     Columns,
     Measured,
@@ -29,12 +24,8 @@ from jaxqr.evaluation.served import (
     examples,
     table,
 )
-from jaxqr.lm import LM
-from jaxqr.records import Hits
+from jaxqr.records import Hits, Product
 from jaxqr.report.definitions import CEILING, FEEDBACK, QUERY, SERVED
-from jaxqr.retrieval.analysis import tokens
-from jaxqr.retrieval.cached import CachedRetriever
-from jaxqr.retrieval.feedback import RM3
 from jaxqr.retrieval.selection import TermSelection
 from jaxqr.retrieval.serving import (
     Backfill,
@@ -51,68 +42,49 @@ NUMBERS = (1, 3, 10)
 """Of rewrites that are tried."""
 FUSED = (1.0, 0.3)
 EXPANDED = (0.3, 0.1, 0.5, 1.0)
-CHOSEN = (1.0, 0.5, 2.0)
+CHOSEN = (2.0, 1.0, 4.0)
 """Weights that are tried: of fused lists, of terms, of words that a model chooses. The
 first of each is shown in the table."""
 FOLDS = 5
 """Of validation queries: lists to fit a gate on come from models that saw others."""
-
-
-class Written(NamedTuple):
-    """Queries and what the model wrote for them, the best first."""
-
-    queries: list[str]
-    rewrites: list[list[str]]
-    confidence: Float[np.ndarray, " Q"]
-    """Log-probability per token of the first rewrite."""
-
-    def instead(self, rewrites: list[list[str]]) -> "Written":
-        """Other rewrites of the same queries."""
-        return self._replace(rewrites=rewrites)
-
-    def without(self) -> "Written":
-        """No rewrites."""
-        return self.instead([[] for _ in self.queries])
+SHOWN = 10
+"""Most queries that are shown as better, and as worse."""
 
 
 class Found(NamedTuple):
     """The table's numbers, and what was served."""
 
     measured: Measured
-    about: dict[str, Any]
-    """Further fields of `served` in `jaxqr.report`."""
+    fitted: list[dict[str, Any]]
+    """What was chosen on which validation queries (`served.fitted` in the report)."""
+    examples: list[dict[str, Any]]
+    """Queries that changed, the most improved first."""
+    harm: float
+    """Share of validation queries that were allowed to be worse."""
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Found"]) -> "Found":
+        """Folds or seeds as one table."""
+        changed = sorted(
+            (item for part in parts for item in part.examples),
+            key=lambda item: -item["change"],
+        )
+        return cls(
+            Measured.concatenate([part.measured for part in parts]),
+            [fitted for part in parts for fitted in part.fitted],
+            changed
+            if len(changed) <= 2 * SHOWN
+            else changed[:SHOWN] + changed[-SHOWN:],
+            parts[0].harm,
+        )
 
     def table(self) -> dict[str, Any]:
         """As the report has it."""
-        return table(self.measured, [(SERVED, FEEDBACK)]) | self.about
-
-
-class _Search:
-    """The search of one run, and what is known of it."""
-
-    def __init__(self, run: Path, data: Prepared, system: SystemConfig):
-        # Reward servers and language models would be asked about every list.
-        self.free = system.judge in ("simulated", "logged")
-        judge = system.judge if self.free else "simulated"
-        local = replace(system, service=ServiceConfig(), judge=judge)
-        self.parts = Parts(run, data, local)
-        self.engine = CachedRetriever(self.parts.engine)
-        self.brands = frozenset(tokens(" ".join(self.parts.brands)))
-        self.text = TEXTS[system.text]
-        self.products = data.products
-        self.judged = judgements(data)
-        self.known = known(data)
-
-    def lists(self, way: Serving, rows: Written) -> Hits:
-        return way(self.engine, rows.queries, rows.rewrites, DEPTH)
-
-    def features(self, rows: Written, served: Hits) -> gate.Features:
-        alone = self.lists(Query(), rows)
-        relevance = self.parts.relevance
-        return gate.features(*rows, alone, served, relevance, self.brands)
-
-    def rm3(self, first: Query | Expansion = Query()) -> RM3:  # noqa: B008 - frozen
-        return RM3(self.products, self.text, first=first)
+        return table(self.measured, [(SERVED, FEEDBACK)]) | {
+            "fitted": self.fitted,
+            "examples": self.examples,
+            "harm": self.harm,
+        }
 
 
 class _Way(NamedTuple):
@@ -124,42 +96,33 @@ class _Way(NamedTuple):
     """In `MAIN`, on average over validation queries."""
 
 
-def served(
-    run: Path, config: Evaluate, data: Prepared, system: SystemConfig, lm: LM | None
-) -> Found | None:
-    """Measures every way of serving; None where no query is known whole.
+def held_out(search: Search, config: Evaluate, write: Writer) -> Found | None:
+    """Measures the run's own test queries; None where none is known whole."""
+    queries = search.held_out(config.queries, config.gate_queries, config.seed)
+    return served(search, config.harm, write, queries) if queries.test else None
 
-    Searches and M1 are those of this process, even if training asked a reward server;
-    the reward of lists is left out where a language model would have to judge them.
+
+def served(search: Search, harm: float, write: Writer, queries: HeldOut) -> Found:
+    """Measures every way of serving.
+
+    The reward of lists is left out where a language model would have to judge them.
 
     Args:
-        run: with M1, in its folder `relevance`.
-        config: how many queries and rewrites.
-        data: the run's data.
-        system: as in online training.
-        lm: writes the rewrites; None: there are none.
+        search: where, and what is known.
+        harm: share of queries that may be worse.
+        write: the rewrites.
+        queries: fitted on, and measured.
     """
-    search = _Search(run, data, system)
-    judged, relevant = search.judged, search.known
-    validation, test = (
-        _write(lm, sample(whole, most, config.seed), config, data.lengths)
-        for split, most, of in (
-            ("validation", config.gate_queries, judged),
-            ("test", config.queries, relevant),
-        )
-        for whole in [[q for q in data.searchable[split] if of.products(q)]]
-    )
-    if not test.queries:
-        return None
-    tried, shown = _ways(search, config.rewrites if lm else 0)
+    validation, test = write(queries.validation), write(queries.test)
+    tried, shown = _ways(search, write.most)
     lists = {name: search.lists(way, validation) for name, way in tried.items()}
-    source = "rewrites and first products" if lm else "first products"
+    source = "rewrites and first products" if write.most else "first products"
     for weight, (way, unseen) in _selections(search, validation).items():
         name = f"words chosen from {source}, weight {weight:g}"
         tried[name], lists[name] = way, unseen
         shown += [name] * (weight == CHOSEN[0])
     ways = {
-        name: _gated(search, way, validation, lists[name], config.harm)
+        name: _gated(search, way, validation, lists[name], harm)
         for name, way in tried.items()
     }
     best = max(ways, key=lambda name: ways[name].gain)
@@ -167,11 +130,11 @@ def served(
     opened = ways[best].gate(search.features(test, chosen))
 
     systems: dict[str, tuple[Hits, Any]] = {QUERY: (original, 1.0)}
-    corrected = SpellingCorrector(map(search.text, data.products.values()))
+    corrected = SpellingCorrector(map(search.text, search.products.values()))
     spelled = test.instead([[text] for text in corrected(test.queries)])
     systems["spelling corrected"] = search.lists(Rewrite(), spelled), 1.0
     systems[FEEDBACK] = search.lists(search.rm3(), test), 2.0
-    if lm:
+    if write.most:
         systems["the rewrite alone"] = search.lists(Rewrite(), test), 1.0
         alone = _selections(search, validation.without())
         if CHOSEN[0] in alone:
@@ -181,8 +144,7 @@ def served(
         systems[name] = search.lists(tried[name], test), float(tried[name].searches)
     cost = 1.0 + opened * (ways[best].serving.searches - 1)
     systems[SERVED] = choose(original, chosen, opened), cost
-    systems |= _ceilings(search, data, test)
-    titles = {id: product.title for id, product in data.products.items()}
+    systems |= _ceilings(search, test)
     measured = Measured(
         test.queries,
         {
@@ -193,50 +155,42 @@ def served(
             name: np.broadcast_to(cost, len(test.queries)).astype(np.float64)
             for name, (_, cost) in systems.items()
         },
-        segments(data, test.queries, search.brands),
+        segments(search.data, test.queries, search.brands),
     )
     return Found(
         measured,
-        {
-            "way": best,
-            "gate": [
-                {"feature": name, "least": least}
-                for name, least in ways[best].gate.thresholds.items()
-            ],
-            "open": float(opened.mean()),
-            "harm": config.harm,
-            "gate_queries": len(validation.queries),
-            "tried": [{"way": name, "gain": way.gain} for name, way in ways.items()],
-            "examples": [
-                item | {k: [titles[i] for i in item[k]] for k in ("gained", "lost")}
-                for item in examples(
-                    test.queries, original, systems[SERVED][0], relevant
-                )
-            ],
-        },
+        [
+            {
+                "queries": len(test.queries),
+                "validation": len(validation.queries),
+                "way": best,
+                "gate": [
+                    {"feature": name, "least": least}
+                    for name, least in ways[best].gate.thresholds.items()
+                ],
+                "open": float(opened.mean()),
+                "tried": [{"way": n, "gain": way.gain} for n, way in ways.items()],
+            }
+        ],
+        _titled(
+            examples(test.queries, original, systems[SERVED][0], search.known, SHOWN),
+            search.products,
+        ),
+        harm,
     )
 
 
-def _write(
-    lm: LM | None, queries: list[str], config: Evaluate, lengths: Lengths
-) -> Written:
-    """Beams of every query, empty ones left out."""
-    if lm is None or not queries:
-        return Written(queries, [[] for _ in queries], np.zeros(len(queries)))
-    found = lm.beams(
-        queries,
-        config.rewrites,
-        max_source=lengths.source,
-        max_new_tokens=lengths.target,
-    )
-    texts = [[b.text for b in beams if b.text.strip()] for beams in found]
-    first = [beams[0] for beams in found]
-    counts = [1 + len(ids) for ids in lm.tokenizer.encode([b.text for b in first])]
-    confidence = np.array([b.logp for b in first], np.float64) / np.array(counts)
-    return Written(queries, texts, confidence)
+def _titled(
+    items: list[dict[str, Any]], products: Mapping[str, Product]
+) -> list[dict[str, Any]]:
+    """Examples with titles instead of ids."""
+    return [
+        item | {k: [products[i].title for i in item[k]] for k in ("gained", "lost")}
+        for item in items
+    ]
 
 
-def _ways(search: _Search, rewrites: int) -> tuple[dict[str, Serving], list[str]]:
+def _ways(search: Search, rewrites: int) -> tuple[dict[str, Serving], list[str]]:
     """Ways of using up to so many rewrites by name, and the names of the main ones."""
     if not rewrites:
         return {FEEDBACK: search.rm3()}, []
@@ -258,7 +212,7 @@ def _ways(search: _Search, rewrites: int) -> tuple[dict[str, Serving], list[str]
 
 
 def _selections(
-    search: _Search, rows: Written
+    search: Search, rows: Written
 ) -> dict[float, tuple[TermSelection, Hits]]:
     """By weight, a selection fitted on all rows, and lists of rows it had not seen.
 
@@ -266,7 +220,7 @@ def _selections(
     """
     relevant = [search.judged.products(query) for query in rows.queries]
     fold = np.arange(len(rows.queries)) % FOLDS
-    empty = TermSelection(search.products, search.parts.relevance, search.text)
+    empty = TermSelection(search.products, search.relevance, search.text)
 
     def fit(chosen: np.ndarray) -> TermSelection:
         some = np.flatnonzero(chosen).tolist()
@@ -293,7 +247,7 @@ def _selections(
 
 
 def _gated(
-    search: _Search, way: Serving, rows: Written, hits: Hits, harm: float
+    search: Search, way: Serving, rows: Written, hits: Hits, harm: float
 ) -> _Way:
     """The way with its gate, fitted on validation queries' lists."""
     alone = search.lists(Query(), rows)
@@ -304,19 +258,15 @@ def _gated(
     return _Way(way, fitted, float(np.nanmean([*(recall * fitted(features)), 0.0])))
 
 
-def _columns(
-    search: _Search, queries: list[str], original: Hits, hits: Hits
-) -> Columns:
+def _columns(search: Search, queries: list[str], original: Hits, hits: Hits) -> Columns:
     found = columns(queries, hits, search.known)
-    if search.free:
+    if search.rewards:
         reward = search.parts.lists(queries, original, hits)
         found["reward"] = reward.part("total")
     return found
 
 
-def _ceilings(
-    search: _Search, data: Prepared, rows: Written
-) -> dict[str, tuple[Hits, float]]:
+def _ceilings(search: Search, rows: Written) -> dict[str, tuple[Hits, float]]:
     """What no rewriter knows: which of the rewrites is best, and the shop's words."""
     found = {}
     if n := max(map(len, rows.rewrites), default=0):
@@ -329,8 +279,9 @@ def _ceilings(
             best, top = choose(best, hits, new > top), np.fmax(new, top)
         name = f"{CEILING}the best of query and {n} rewrites"
         found[name] = best, float(1 + n)
-    if data.truth is not None:
-        own = [[shop.own_words(data.truth, query)] for query in rows.queries]
+    truth = search.data.truth
+    if truth is not None:
+        own = [[shop.own_words(truth, query)] for query in rows.queries]
         words = search.lists(Rewrite(), rows.instead(own))
         found[f"{CEILING}the catalogue's words"] = words, 1.0
     return found

@@ -35,7 +35,12 @@ def main(run: Path, config: SFT) -> None:
         if not work:
             return
         lm = training.load_model(
-            start, config.compute, config.lora, prompt=config.prompt, seed=config.seed
+            start,
+            config.compute,
+            config.lora,
+            prompt=config.prompt,
+            layers=config.layers,
+            seed=config.seed,
         )
         lm = lm._replace(tokenizer=_prompted(lm, folder))
         other = "student" if config.role == "teacher" else "teacher"

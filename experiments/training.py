@@ -31,6 +31,7 @@ def load_model(
     *,
     prompt: PromptConfig = PromptConfig(),  # noqa: B008
     value_head: bool = False,
+    layers: int | None = None,
     seed: int = 0,
 ) -> LM:
     """A language model that will be trained; see `LM.load`."""
@@ -44,6 +45,7 @@ def load_model(
         lora_rank=lora.rank,
         lora_alpha=lora.alpha,
         value_head=value_head,
+        layers=layers,
         seed=seed,
     )
 

@@ -77,6 +77,7 @@ class LM(NamedTuple):
         lora_rank: int = 0,
         lora_alpha: float = 16.0,
         value_head: bool = False,
+        layers: int | None = None,
         seed: int = 0,
     ) -> "LM":
         """Reads a Hugging Face folder of a GPT-2, Llama or T5; downloads nothing.
@@ -99,6 +100,8 @@ class LM(NamedTuple):
             lora_alpha: adapters are scaled by `lora_alpha / lora_rank`.
             value_head: adds a value head for PPO: the one that `save` wrote into the
                 folder, or else a fresh one.
+            layers: keep so many of each stack's, evenly spaced, the first and the last
+                among them; None: all.
             seed: decides fresh adapters.
 
         Raises:
@@ -131,6 +134,7 @@ class LM(NamedTuple):
             remat=remat,
             lora_rank=lora_rank,
             lora_alpha=lora_alpha,
+            layers=layers,
         )
         if value_head:
             params = load_value(folder, init_value(model, params))

@@ -1,6 +1,7 @@
 """Hugging Face folders: every spelling of a name, exact round trips, refusals."""
 
 import json
+import re
 from functools import partial
 
 import golden
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 from jaxqr import models, sharding
@@ -313,3 +315,32 @@ def test_a_failed_save_leaves_the_old_folder(tmp_path, originals, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         models.save_pretrained(tmp_path, model, doubled)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+SHALLOW = {
+    "gpt2-tiny": {"n_layer": 5},
+    "llama-tiny": {"num_hidden_layers": 5},
+    "bert-tiny": {"num_hidden_layers": 5},
+    "t5-tiny": {"num_layers": 5, "num_decoder_layers": 4},
+}
+
+
+@pytest.mark.parametrize("name", SHALLOW)
+def test_some_layers_of_a_stored_model(tmp_path, name):
+    model = models.build(models.preset(name, vocab_size=16, **SHALLOW[name]))
+    params = models.init(model, jax.random.key(0))
+    models.save_pretrained(tmp_path, model, params)
+    fewer, kept = models.load_pretrained(tmp_path, layers=3)
+    whole = flatten_dict(params["params"], sep="/")
+    for ours, x in flatten_dict(kept["params"], sep="/").items():
+        if found := re.fullmatch(r"(\w+)_(\d)/(.+)", ours):
+            stack, i, rest = found.groups()
+            # of 5 layers the outer ones and the middle; of 4 the 1.5th is rounded to 2
+            ours = f"{stack}_{(0, 2, 3 if stack == 'decoder' else 4)[int(i)]}/{rest}"
+        np.testing.assert_array_equal(x, whole[ours])
+    assert jax.tree.structure(kept) == jax.tree.structure(
+        models.init(models.build(fewer.config), jax.random.key(0))
+    )
+    for layers in (1, 6):
+        with pytest.raises(ValueError, match=f"{layers} layers cannot be kept of "):
+            models.load_pretrained(tmp_path, layers=layers)

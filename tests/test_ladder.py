@@ -35,13 +35,14 @@ EXPERIMENTS = (
     {"judges"},
     {"system"},
     {"training", "known"},
+    {"search"},
     {"serving"},
     {
         *("relevance", "pretrain", "sft", "distill", "online_dpo", "reward_server"),
         *("evaluate", "report", "visits"),
     },
     {"pipeline", "adversarial"},
-    {"quickstart", "ablate"},
+    {"quickstart", "ablate", "cross_validate"},
 )
 # What a module needs of its own rung: the axis alphabet, and the online stage's
 # greedy rewrites, which the table measures as the curve does.
@@ -62,7 +63,7 @@ NARROW = {
     },
     # What it evaluates is a model, whoever trained it.
     "evaluation": {
-        *("records", "metrics", "models", "data", "retrieval"),
+        *("records", "metrics", "data", "retrieval"),
         *("decode", "rewards", "lm"),
     },
     "report": set(),  # it reads a run's files
@@ -96,12 +97,12 @@ LAZY = {"matplotlib", "orbax", "sklearn", "tokenizers", "transformers"}
 JIT = {
     "jaxqr.decode.beams",
     "jaxqr.decode.generation",
-    "jaxqr.evaluation.synthetic",
     "jaxqr.lm",
     "jaxqr.models.convert",
     "jaxqr.models.layers",
     "jaxqr.rewards.classifier",
     "jaxqr.rewards.local",
+    "jaxqr.rewards.similarity",
     "jaxqr.train.checkpoint",
     "jaxqr.train.rollouts.draw",
     "jaxqr.train.rollouts.finish",
@@ -121,7 +122,10 @@ WITHOUT_JAX = (
     "experiments.runs",
 )
 # M1 and the local judge need jax and a model; `jaxqr.rewards` must not load them.
-M1 = {"jaxqr.rewards.classifier", "jaxqr.rewards.relevance", "jaxqr.rewards.local"}
+M1 = {
+    *("jaxqr.rewards.classifier", "jaxqr.rewards.relevance"),
+    *("jaxqr.rewards.local", "jaxqr.rewards.similarity"),
+}
 VAGUE = {"utils", "util", "misc", "helpers", "base", "manager", "common"}
 
 

@@ -88,11 +88,16 @@ def make_served() -> dict:
                 ],
             }
         ],
-        "way": "with terms of 3 rewrites",
-        "gate": [{"feature": "confidence", "least": -1.25}],
-        "open": 0.625,
+        "fitted": [
+            {
+                "queries": 321,
+                "validation": 99,
+                "way": "with terms of 3 rewrites",
+                "gate": [{"feature": "confidence", "least": -1.25}],
+                "open": 0.625,
+            }
+        ],
         "harm": 0.1,
-        "gate_queries": 99,
         "examples": [
             {"query": "gain", "change": 0.5, "gained": ["t1", "t2", "t3"], "lost": []}
         ],
@@ -358,8 +363,8 @@ def made_of(text) -> dict:
     summary["about"]["labels"][1]["name"] = text
     summary["relevance"]["rows"][1]["ranker"] = text
     served = summary["served"]
-    served["way"] = served["segments"][0]["segment"] = text
-    served["gate"][0]["feature"] = text
+    served["fitted"][0]["way"] = served["segments"][0]["segment"] = text
+    served["fitted"][0]["gate"][0]["feature"] = text
     served["examples"][0] |= {"query": text, "gained": [text, "t2", "t3"]}
     summary["offline"]["rows"][1]["model"] = text
     summary["offline"]["comparisons"][0] |= {"model": text, "than": text}
@@ -533,7 +538,7 @@ def test_the_verdict_warns_when_the_reward_is_gamed():
 def changed(recall, ndcg, opened=0.625):
     """The verdict on a run whose served lists differ so from the query's."""
     summary = make_summary()
-    summary["served"]["open"] = opened
+    summary["served"]["fitted"][0]["open"] = opened
     for item in summary["served"]["differences"]:
         if (item["system"], item["than"]) == (SERVED, QUERY):
             low, high = recall if item["metric"] == "recall@50" else ndcg

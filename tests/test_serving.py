@@ -247,9 +247,10 @@ def test_candidate_words_and_what_is_known_of_them():
     (found,) = selection.candidates(
         ["cheap shoe"], [["red lamp", "lamp"]], [["1", "2", "3"]]
     )
-    # leather is in two products read, blue too; red and lamp are in rewrites
-    assert found.terms == ["blue", "lamp", "leather", "red"]
-    blue, lamp, leather, red = (
+    # leather is in two products read, blue too; red and lamp are in rewrites; shoe is
+    # the query's own, and so would be cheap if the catalogue had it
+    assert found.terms == ["blue", "lamp", "leather", "red", "shoe"]
+    blue, lamp, leather, red, shoe = (
         dict(zip(FEATURES, row, strict=True)) for row in found.features
     )
     assert leather == pytest.approx(
@@ -260,13 +261,16 @@ def test_candidate_words_and_what_is_known_of_them():
             "rarity": math.log(4 / 2),
             "found": 1.0,
             "gain": 0.75 - 1.75 / 3,
+            "most": 0.75,
             "contrast": 1.5 / 1.75 - 0.5 / 1.25,
             "rewrites": 0.0,
             "rewrite": 0.0,
             "mean_gain": 1.75 / 3,
             "length": 2.0,
+            "own": 0.0,
         }
     )
+    assert shoe["own"] == 1.0
     assert blue["contrast"] == pytest.approx(1.0 / 1.75 - 1.0 / 1.25)
     assert (lamp["share"], lamp["rewrites"], lamp["rewrite"]) == (0.0, 1.0, 1.0)
     assert (red["share"], red["rewrites"], red["rewrite"]) == (1 / 3, 0.5, 1.0)
@@ -303,15 +307,25 @@ def test_selection_learns_which_words_help():
         rewrites[30:31],
         [[p for p in products if p.startswith("kind30-")]],
     )
-    assert weights["kind30"] == 1.0
-    assert 0.5 < weights["good"] <= 1.05
+    assert weights["kind30"] == pytest.approx(1.0, abs=0.05)
+    assert 1.0 < weights["good"] <= 2.1
     assert "bad" not in weights
-    (twice,) = selection.weighing(2.0).expand(
+    (half,) = selection.weighing(1.0).expand(
         kinds[30:31],
         rewrites[30:31],
         [[p for p in products if p.startswith("kind30-")]],
     )
-    assert twice["good"] == pytest.approx(2 * weights["good"])
+    assert half["good"] == pytest.approx(weights["good"] / 2)
+    # a word of the query's own that the wanted products have not counts for less
+    queries, none = [f"{kind} bad" for kind in kinds], [[] for _ in kinds]
+    selection.fit(engine, queries[:30], none[:30], wanted[:30])
+    (weights,) = selection.expand(queries[30:31], none[:1], [[*products][-12:]])
+    assert weights["bad"] < 0.5
+    after = selection(engine, queries[30:], none[30:], 6)
+    assert recall(after.ids, wanted[30:], k=6).mean() > 0.8
+    assert not recall(
+        Query()(engine, queries[30:], none, 6).ids, wanted[30:], k=6
+    ).any()
     with pytest.raises(ValueError, match="without a word to learn from"):
         TermSelection(products, relevance).fit(engine, ["nothing"], [[]], [{"a"}])
 

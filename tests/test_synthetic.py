@@ -8,6 +8,7 @@ import tiny
 from jaxqr import metrics, models
 from jaxqr.evaluation import synthetic
 from jaxqr.lm import LM
+from jaxqr.rewards.similarity import MAX_TOKENS, Encoder
 
 TEXTS = ["red running shoes", "blue", "a very long query about shoes and much more"]
 
@@ -33,11 +34,10 @@ def test_single_texts_are_tokenized_as_the_folder_says():
 
 
 def test_embeddings_are_the_hidden_states_of_a_texts_own_tokens(folder):
-    embed = synthetic.load_encoder(folder)
-    found = embed(TEXTS)
+    found = Encoder.load(folder).tokens(TEXTS)
     tokenizer = tiny.tokenizer()
     for text, states in zip(TEXTS, found, strict=True):
-        ((row,), (place,)) = tokenizer.alone([text], max_tokens=synthetic.MAX_TOKENS)
+        ((row,), (place,)) = tokenizer.alone([text], max_tokens=MAX_TOKENS)
         tokens = np.array([row.tokens])
         known = tiny.BERT.apply(
             tiny.params(model=tiny.BERT),
@@ -47,10 +47,10 @@ def test_embeddings_are_the_hidden_states_of_a_texts_own_tokens(folder):
 
 
 def test_overlap_with_real_queries(folder):
-    embed = synthetic.load_encoder(folder)
+    encoder = Encoder.load(folder)
     real = ["red running shoes", "blue hat", "green coat"]
     written = ["red running shoes", "red hat", ""]
-    found = synthetic.overlap(written, real, embed)
+    found = synthetic.overlap(written, real, encoder)
     np.testing.assert_allclose(found["rouge_l"], [1, 0.5, 0])
     assert found["bert_score"][0] == pytest.approx(1)
     assert found["bert_score"][2] == 0
@@ -71,5 +71,5 @@ def test_variety_by_hand():
 
 def test_an_encoder_is_needed(tmp_path):
     LM(tiny.GPT2, tiny.params(), tiny.tokenizer()).save(tmp_path)
-    with pytest.raises(ValueError, match="holds a GPT2: BERTScore needs"):
-        synthetic.load_encoder(tmp_path)
+    with pytest.raises(ValueError, match="holds a GPT2: expected the folder of a"):
+        Encoder.load(tmp_path)

@@ -24,8 +24,9 @@ from experiments.adversarial.world import World
 from experiments.cli import command
 from jaxqr.decode import Sampling
 from jaxqr.evaluation import strategies
-from jaxqr.evaluation.synthetic import load_encoder, overlap, variety
+from jaxqr.evaluation.synthetic import overlap, variety
 from jaxqr.report.format import number, signed
+from jaxqr.rewards.similarity import Encoder
 from jaxqr.train.log import read_metrics
 
 NONE, PROMPTED, TUNED, ADVERSARIAL = (
@@ -176,7 +177,7 @@ def _real(
 
     Of cold products and of the others, by the fine-tuned generator and the last one.
     """
-    embed = load_encoder(config.encoder) if config.encoder else None
+    encoder = Encoder.load(config.encoder) if config.encoder else None
     writers = {TUNED: "generator"}
     writers[ADVERSARIAL] = f"cycle-{config.cycles}/ppo"
     lengths = world.settings.lengths
@@ -192,7 +193,7 @@ def _real(
                     folder / stage / "model", config.synthesis.compute
                 )
                 written = [one.text for (one,) in lm.rewrite(asked, sampling=sampling)]
-                columns = overlap(written, rows.query.tolist(), embed)
+                columns = overlap(written, rows.query.tolist(), encoder)
                 several.append({k: float(x.mean()) for k, x in columns.items()})
             line = {"strategy": name, "part": part, "queries": len(asked)}
             lines.append(line | _mean(several))

@@ -32,6 +32,7 @@ from jaxqr.models.compatibility import (
     without_other_head,
 )
 from jaxqr.models.config import Dtype, LanguageModelConfig
+from jaxqr.models.depth import cut
 from jaxqr.models.families import Family, Shape, TensorMap, family_of
 from jaxqr.models.layers import init
 from jaxqr.models.stored import (
@@ -60,6 +61,7 @@ def load_pretrained(
     dtype: Dtype = "float32",
     key: Key[Array, ""] | None = None,
     place: Place | None = None,
+    layers: int | None = None,
     **overrides: Any,
 ) -> tuple[Any, Params]:
     """Read a Hugging Face folder: config.json and safetensors, in one file or many.
@@ -74,6 +76,7 @@ def load_pretrained(
         place: the sharding of a parameter of a given shape, such as
             `partial(sharding.placed, mesh=mesh)`; the first device if it is None.
             Every device's part is read for itself: the host never holds a whole model.
+        layers: keep so many of every stack, evenly spaced (`depth.cut`); None: all.
         **overrides: config fields to set in place of the folder's.
 
     Returns:
@@ -82,8 +85,8 @@ def load_pretrained(
     Raises:
         FileNotFoundError: if a file is missing.
         ValueError: if the folder has an unknown `model_type`, a setting that the
-            module does not have, weights that are quantized or an adapter's, or
-            tensors that are not exactly the model's.
+            module does not have, weights that are quantized or an adapter's, fewer
+            layers than `layers`, or tensors that are not exactly the model's.
     """
     folder = Path(path)
     settings = read_settings(folder)
@@ -93,6 +96,9 @@ def load_pretrained(
         place = lambda x: here  # noqa: E731 - as a default
     with ExitStack() as files:
         stored = open_tensors(folder, family, files)
+        if layers is not None:
+            stored, depths = cut(stored, family.config, layers)
+            overrides = depths | overrides
         shapes = {name: tuple(x.get_shape()) for name, x in stored.items()}
         model = family.module(
             _config(family, settings, shapes, folder, {"dtype": dtype} | overrides)

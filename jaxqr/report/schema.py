@@ -81,11 +81,16 @@ SUMMARY = {
                 ],
             }
         ],
-        "way": str,  # how rewrites are used where the gate is open
-        "gate": [{"feature": str, "least": NUMBER}],  # all must be reached to open it
-        "open": NUMBER,  # share of queries
-        "harm": NUMBER,  # most that may be worse on the queries that the gate was
-        "gate_queries": int,  # fitted on
+        "fitted": [  # one item for each fold or shop, whose queries chose nothing in it
+            {
+                "queries": int,  # of `queries` above
+                "validation": int,  # queries that all this was chosen on
+                "way": str,  # how rewrites are used where the gate is open
+                "gate": [{"feature": str, "least": NUMBER}],  # all are to be reached
+                "open": NUMBER,  # share of the queries
+            }
+        ],
+        "harm": NUMBER,  # share of the validation queries that were allowed to be worse
         "examples": [  # that gain most and that lose most in recall@50
             {"query": str, "change": NUMBER, "gained": [str], "lost": [str]}
         ],

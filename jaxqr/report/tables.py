@@ -208,9 +208,15 @@ def served(summary: Summary) -> dict[str, Any]:
             for shown in [[r for r in segment["rows"] if r["system"] in main]]
         ],
         "systems": [row["system"] for row in rows if row["system"] in main],
-        "gate": [
-            f"{item['feature']} {number(value(item, 'least'))} or more"
-            for item in served["gate"]
+        "fitted": [
+            part
+            | {
+                "gate": [
+                    f"{item['feature']} {number(value(item, 'least'))} or more"
+                    for item in part["gate"]
+                ]
+            }
+            for part in served["fitted"]
         ],
     }
 

@@ -65,7 +65,7 @@ def _served(served: Mapping[str, Any]) -> tuple[str, str]:
     )
     main = "recall@50"
     sign, ndcg = clear(to_query[main]), clear(to_query["ndcg@10"])
-    if not value(served, "open"):
+    if not any(value(part, "open") for part in served["fitted"]):
         headline = "Rewrites do not help search: the gate serves every query alone."
     elif sign == 1 and ndcg == -1:
         headline = (

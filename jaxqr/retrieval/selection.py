@@ -1,10 +1,11 @@
-"""Learned feedback: which words to add to a query, of its first products and rewrites.
+"""Learned feedback: words of a query weighed, and those of its first products added.
 
 RM3 adds the words that the first products have most. Here a small model learns, from
 queries whose relevant products are known, which words relevant products have and the
 others have not; what the first products, a relevance model and a language model's
-rewrites say of a word are its features. After Nogueira and Cho 2017, who choose terms
-by a network over the same candidates.
+rewrites say of a word are its features. The query's own words are weighed alike: of
+"glasses without stem" the word "without" says little. After Nogueira and Cho 2017, who
+choose terms by a network over the same candidates.
 """
 
 import copy
@@ -24,7 +25,7 @@ from jaxqr.retrieval.documents import Text, title_brand_color
 from jaxqr.retrieval.serving import Query
 
 Gains = Callable[[Sequence[str], np.ndarray], np.ndarray]
-"""Of (query, product id) pairs [Q, M], in [0, 1]: a relevance model."""
+"""Of (query, product id) pairs [Q, M], in [0, 1]: M1, or a sentence encoder."""
 
 FEATURES = (
     "feedback",  # P(t | R) of RM3: mean share of the first products' terms
@@ -33,32 +34,36 @@ FEATURES = (
     "rarity",  # ln(N / n_t) over the catalogue
     "found",  # share of the catalogue's products with it that were read
     "gain",  # mean gain of the products that have it, minus that of all
+    "most",  # greatest gain of a product that has it
     "contrast",  # share of the gain that has it, minus share of the rest that has it
     "rewrites",  # share of the rewrites that have it
     "rewrite",  # whether the first rewrite has it
     "mean_gain",  # of the products read
     "length",  # terms of the query
+    "own",  # whether the query has it
 )
 _NONE = np.zeros((0, len(FEATURES)))
 FIRST = 10
 FEWEST = 2
 """Products that must have a word of no rewrite for it to be a candidate."""
+LEAST = 0.05
+"""Of its weight, what a word of the query keeps at least."""
 
 
 class Candidates(NamedTuple):
-    """Words that may be added to one query."""
+    """Words of one query, and those that may be added to it."""
 
     terms: list[str]
     features: Float[np.ndarray, "C F"]
 
 
 class TermSelection:
-    """Adds the words that a fitted model expects most of; a `Serving` once fitted.
+    """Weighs words by what a fitted model expects of them; a `Serving` once fitted.
 
-    In a second search each term of the query weighs its count, and each of the `terms`
-    best words `weight` times what the model expects of it: the share of the relevant
-    products that have it minus the share of the others read. Where nothing is expected
-    of any word, the query stays as it is.
+    It expects the share of the relevant products that have the word minus the share of
+    the others read, e in [-1, 1]. In a second search each term of the query weighs its
+    count times 1 + e, at least `LEAST`, and each of the `terms` best other words
+    `weight` times e, if that is above 0.
     """
 
     searches = 2
@@ -69,19 +74,19 @@ class TermSelection:
         relevance: Gains,
         text: Text = title_brand_color,
         *,
-        feedback: int = 30,
+        feedback: int = 50,
         terms: int = 20,
-        weight: float = 1.0,
+        weight: float = 2.0,
     ):
         """Selection from the words of a catalogue.
 
         Args:
             products: by id.
-            relevance: M1.
+            relevance: M1, or anything else that says how relevant a product is.
             text: what is searched of a product, as the search engine has it.
             feedback: products that are read, and scored by M1.
             terms: words that are added.
-            weight: of a word that all relevant products have, and no others.
+            weight: of an added word that all relevant products have, and no others.
 
         Raises:
             ValueError: a number is out of its range.
@@ -113,7 +118,7 @@ class TermSelection:
 
         Args:
             retriever: the search engine.
-            queries: that M1 was not trained on, or its gains say too much.
+            queries: that `relevance` was not trained on, or its gains say too much.
             rewrites: of each query.
             relevant: products of each query; those that are read and not among them
                 count as the others.
@@ -195,11 +200,13 @@ class TermSelection:
             queries, seen, pairwise(ends), strict=True
         ):
             own = bag(query)
-            good = zip(found.terms, expected[start:end].tolist(), strict=True)
-            kept = sorted((x for x in good if x[1] > 0), key=lambda x: (-x[1], x[0]))
+            good = dict(zip(found.terms, expected[start:end].tolist(), strict=True))
+            weighed = {t: n * max(LEAST, 1 + good.get(t, 0.0)) for t, n in own.items()}
+            others = ((t, x) for t, x in good.items() if x > 0 and t not in own)
+            kept = sorted(others, key=lambda x: (-x[1], x[0]))
             # A query without terms finds nothing.
             added = {t: self._weight * x for t, x in kept[: self._terms]}
-            expanded.append(own | added if own else own)
+            expanded.append(weighed | added if own else own)
         return expanded
 
     def candidates(
@@ -208,9 +215,10 @@ class TermSelection:
         rewrites: Sequence[Sequence[str]],
         lists: Sequence[Sequence[str]],
     ) -> list[Candidates]:
-        """Words of the catalogue that a query has not, and what is known of each.
+        """Words of the catalogue for each query, and what is known of each word.
 
-        Those of at least two of the products read, and all of its rewrites.
+        The query's own, those of at least two of the products read, and all of its
+        rewrites.
         """
         keys = [
             (query, *written, "", *ids)
@@ -242,10 +250,8 @@ class TermSelection:
         having = Counter(t for words in read for t in words)
         terms = sorted(
             t
-            for t in {*having, *written}
-            if t not in own
-            and t in self._counts
-            and (t in written or having[t] >= FEWEST)
+            for t in {*own, *having, *written}
+            if t in self._counts and (t in own or t in written or having[t] >= FEWEST)
         )
         mean = float(gains.mean()) if len(gains) else 0.0
         total, rest = float(gains.sum()), float((1 - gains).sum())
@@ -262,12 +268,14 @@ class TermSelection:
                     math.log(len(self._bags) / known),
                     n / known,
                     float(gains[has].mean()) - mean if n else 0.0,
+                    float(gains[has].max()) if n else 0.0,
                     _ratio(float(gains[has].sum()), total)
                     - _ratio(float((1 - gains)[has].sum()), rest),
                     written[term] / max(1, len(rewrites)),
                     float(term in first),
                     mean,
                     sum(own.values()),
+                    float(term in own),
                 )
             )
         return Candidates(terms, np.array(rows).reshape(len(terms), len(FEATURES)))

@@ -2,8 +2,8 @@
 
 `rewrite_reward` searches with the rewrites and puts together relevance, diversity and
 a judge's interactions; `ScoringPool` runs it in threads while the device works. Nothing
-here imports jax, except `classifier`, `relevance` and `local`. These have to be
-imported by their own names, as `llm`, `service` and `client` have.
+here imports jax, except `classifier`, `relevance`, `similarity` and `local`. These have
+to be imported by their own names, as `llm`, `service` and `client` have.
 """
 
 from jaxqr.rewards.blend import Blend
