@@ -46,15 +46,14 @@ RUN = Run(
     None,
     SFT(
         "teacher",
-        OptimizerConfig(240, 16, 1e-4, evaluate_every=120, checkpoint_every=60),
+        OptimizerConfig(240, 16, 1e-4, evaluate_every=120, checkpoint_every=120),
         init=_MODEL,
         prompt=_PROMPT,
-        validation_pairs=128,
     ),
     None,
     SFT(
         "student",
-        OptimizerConfig(600, 16, 3e-4, evaluate_every=200, checkpoint_every=100),
+        OptimizerConfig(400, 16, 3e-4, evaluate_every=200, checkpoint_every=100),
         init=_MODEL,
         layers=10,
         prompt=_PROMPT,
