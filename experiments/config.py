@@ -385,16 +385,22 @@ class Distill:
 
 @dataclass(frozen=True)
 class OnlineDPO:
-    """Online DPO from a stage of the run."""
+    """Online DPO, or another online method, from a stage of the run."""
 
     optimizer: OptimizerConfig
     name: str = "online"
     """The stage's folder."""
     start: str = "distill"
     """The stage whose model is the first policy, and the frozen reference."""
+    method: Literal["dpo", "grpo", "rloo"] = "dpo"
+    """`dpo` prefers the best of a query's candidates to the worst; `grpo` and `rloo`
+    are policy gradients, of each candidate against the query's others."""
     reference: Literal["none", "frozen"] = "frozen"
-    """`none` is MiniELM's eq. 2; `frozen` is DPO, which stays near its start."""
+    """DPO's: `none` is MiniELM's eq. 2; `frozen` stays near the start."""
     beta: float = 0.1
+    """DPO's."""
+    kl_coef: float = 0.01
+    """Of policy gradients: weight of the KL to the start, per nat, in the reward."""
     candidates: int = 2
     temperature: float = 1.0
     top_p: float = 1.0

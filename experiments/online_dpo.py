@@ -3,13 +3,16 @@
     python -m experiments.online_dpo quickstart
 
 Each update: 16 training queries, N rewrites each from the current policy, the best
-against the worst by reward, one DPO step. At intervals the policy rewrites validation
+against the worst by reward, one DPO step; or, with `--method grpo` or `rloo`, a policy
+gradient on all of them. At intervals the policy rewrites validation
 queries: reward parts, a second pool of shoppers, judged-only nDCG, KL to the start,
 entropy and length go to `metrics.jsonl`, the rewrites of a few queries to
 `rewrites.jsonl`. Ctrl-C saves; the same command goes on.
 """
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +29,9 @@ from jaxqr.decode import Sampling
 from jaxqr.evaluation import search
 from jaxqr.lm import LM
 from jaxqr.train import steps
-from jaxqr.train.rollouts.draw import Samples
-from jaxqr.train.rollouts.finish import prefer
-from jaxqr.train.rollouts.online import OnlineRollouts
+from jaxqr.train.rollouts.draw import Draw, ReferencedSamples, Samples
+from jaxqr.train.rollouts.finish import advantages, prefer
+from jaxqr.train.rollouts.online import Finish, OnlineRollouts
 
 SHOWN = 8
 """Validation queries whose rewrites are written down at every evaluation."""
@@ -59,6 +62,7 @@ def main(run: Path, config: OnlineDPO) -> None:
             batch_size=config.optimizer.batch_size,
             seed=config.seed,
         )
+        draw, finish, update, options = _method(config, start, queries, sampling)
         curve = training.sample(
             data.searchable["validation"], config.evaluation_queries
         )
@@ -76,21 +80,28 @@ def main(run: Path, config: OnlineDPO) -> None:
             training.train(
                 folder,
                 start,
-                steps.dpo_step,
-                OnlineRollouts(
-                    Samples(start, queries, sampling, n=config.candidates),
-                    pool.submit,
-                    prefer,
-                    lag=config.lag,
-                ),
+                update,
+                OnlineRollouts(draw, pool.submit, finish, lag=config.lag),
                 config.optimizer,
                 seed=config.seed,
                 evaluate=evaluate,
-                frozen=(start.params,) if config.reference == "frozen" else (),
                 keep_start=True,  # the KL is to it
                 log_every=1,
-                beta=config.beta,
+                **options,
             )
+
+
+def _method(
+    config: OnlineDPO, start: LM, queries: Batches, sampling: Sampling
+) -> tuple[Draw, Finish, Callable, dict[str, Any]]:
+    """How candidates are drawn, what becomes of their scores; the step, its options."""
+    if config.method == "dpo":
+        draw = Samples(start, queries, sampling, n=config.candidates)
+        frozen = (start.params,) if config.reference == "frozen" else ()
+        return draw, prefer, steps.dpo_step, {"beta": config.beta, "frozen": frozen}
+    draw = ReferencedSamples(start, start, queries, sampling, n=config.candidates)
+    finish = partial(advantages, kind=config.method, kl_coef=config.kl_coef)
+    return draw, finish, steps.policy_gradient_step, {}
 
 
 def curve_point(

@@ -1,14 +1,19 @@
 """The whole pipeline on a shop of a few products, and the run folder's rules."""
 
+import dataclasses
 import json
 import math
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from experiments import (
+    cross_validate,
     distill,
     evaluate,
     online_dpo,
@@ -16,15 +21,18 @@ from experiments import (
     prepare,
     pretrain,
     runs,
+    serving,
     sft,
 )
 from experiments.config import (
     SFT,
+    Folds,
     Lengths,
     LoraConfig,
     OnlineDPO,
     Prepare,
     Pretrain,
+    Run,
 )
 from experiments.presets import PRESETS
 from jaxqr.data.prompts import QUERY, PromptTemplate
@@ -98,7 +106,9 @@ def test_what_the_table_shows_the_curve_shows_too(run):
 
 
 def test_another_family_passes_through_the_stages(run):
-    """With adapters, which each stage merges; `test_learning` distills this family."""
+    """With adapters, which each stage merges, and a policy gradient at the end;
+    `test_learning` distills this family.
+    """
     folder = run.parent / "another"
     for done in ("data", "relevance"):
         shutil.copytree(run / done, folder / done)
@@ -112,9 +122,8 @@ def test_another_family_passes_through_the_stages(run):
     pretrain.main(folder, once(CONFIG.pretrain_student, model="t5-tiny"))
     adapted = once(CONFIG.sft_student, lora=LoraConfig(rank=4), validation_pairs=4)
     sft.main(folder, adapted)
-    online_dpo.main(
-        folder, once(CONFIG.online, start="sft-student", evaluation_queries=4)
-    )
+    briefly = once(CONFIG.online, start="sft-student", evaluation_queries=4)
+    online_dpo.main(folder, replace(briefly, method="grpo"))
     stages = {
         "pretrain-student": Pretrain,
         "sft-student": SFT,
@@ -282,6 +291,149 @@ def test_prepared_tables_may_move_but_not_change(tmp_path):
         file.write("another query\n")
     with pytest.raises(ValueError, match=r"queries\.csv differ.*Delete it"):
         prepare.main(run, replace(config, folder=moved))
+
+
+def folded_tables(folder: Path) -> Path:
+    """The same tables, of which ten queries were fully judged; one has two forms."""
+    table(folder)
+    whole = {f"sofa {i}" for i in range(10)}
+    lines = (folder / "queries.csv").read_text().splitlines()[1:]
+    rows = [f"{query},{str(query in whole).lower()}" for query in [*lines, "Sofa  3"]]
+    text = "\n".join(["query,fully_judged", *rows]) + "\n"
+    (folder / "queries.csv").write_text(text)
+    with (folder / "judgements.csv").open("a") as file:
+        file.write("Sofa  3,p3a,E\nSofa  3,p3b,E\n")
+    return folder
+
+
+def test_folds_of_fully_judged_queries(tmp_path):
+    folder = folded_tables(tmp_path / "tables")
+    tested = []
+    for fold in range(5):
+        config = Prepare(source="tables", folder=folder, vocab_size=300)
+        folds = Folds(5, test=fold, validation=(fold + 1) % 5)
+        prepare.main(tmp_path / str(fold), replace(config, folds=folds))
+        data = prepare.Prepared(tmp_path / str(fold))
+        whole = data.fully_judged
+        assert whole is not None
+        paired = {q for rows in data.pairs.values() for pair in rows for q in pair}
+        assert paired
+        assert not paired & {*whole, "Sofa  3"}  # in no form
+        assert data.split["Sofa  3"] == data.split["sofa 3"]
+        by_split = Counter(data.split[query] for query in whole)
+        assert by_split == {"train": 6, "test": 2, "validation": 2}
+        tested += [query for query in whole if data.split[query] == "test"]
+    assert sorted(tested) == sorted(whole)
+
+
+@pytest.mark.parametrize(
+    ("folds", "told"),
+    [
+        (Folds(5, test=1, validation=1), "two different folds of 0 to 4"),
+        (Folds(2, test=0, validation=2), "two different folds of 0 to 1"),
+        (Folds(11), "11 folds of 10 queries"),
+    ],
+)
+def test_folds_that_cannot_be(tmp_path, folds, told):
+    folder = folded_tables(tmp_path / "tables")
+    config = Prepare(source="tables", folder=folder, vocab_size=300, folds=folds)
+    with pytest.raises(ValueError, match=told):
+        prepare.main(tmp_path / "run", config)
+    config = replace(config, folder=table(tmp_path / "whole"), folds=Folds(5))
+    with pytest.raises(ValueError, match="every query of this collection was fully"):
+        prepare.main(tmp_path / "run", config)
+
+
+def test_titles_are_targets_too(tmp_path):
+    folder = table(tmp_path / "tables")
+    config = Prepare(source="tables", folder=folder, vocab_size=300)
+    prepare.main(tmp_path / "without", config)
+    prepare.main(tmp_path / "with", replace(config, titles=1, named=2))
+    without, more = (
+        prepare.Prepared(tmp_path / name).pairs for name in ("without", "with")
+    )
+    assert more["test"] == without["test"]
+    count = len(without["train"])
+    assert more["train"][:count] == without["train"]
+    train = {query for query, _ in without["train"]}
+    titled = dict(more["train"][count : count + len(train)])
+    assert titled.keys() == train
+    for query, title in titled.items():
+        number = query.split()[1]
+        assert title in {f"title of p{number}{letter}" for letter in "ab"}
+    named = more["train"][count + len(train) :]
+    assert len(named) == 2 * 80
+    for words, title in named:
+        assert set(words.split()) <= set(title.split())
+
+
+def test_every_fold_is_served_as_the_others_taught(run, tmp_path, monkeypatch):
+    folder, seen = tmp_path / "run", []
+    shutil.copytree(run, folder)
+    data = prepare.Prepared(folder)
+    whole = data.searchable["test"] + data.searchable["validation"]
+    file = folder / "data" / "queries.parquet"
+    queries = pq.read_table(file)
+    judged = pa.array([q in whole for q in queries["query"].to_pylist()])
+    pq.write_table(queries.append_column("fully_judged", judged), file)
+
+    def noted(search, harm, write, parts):
+        seen.append(parts)
+        return serving.served(search, harm, write, parts)
+
+    monkeypatch.setattr(cross_validate, "served", noted)
+    monkeypatch.setattr(pipeline, "main", lambda folder, config: None)
+    fields = {f.name: getattr(CONFIG, f.name) for f in dataclasses.fields(Run)}
+    asked = replace(CONFIG.evaluate, rewrites=2, encoder=folder / "relevance" / "model")
+    config = cross_validate.Config(**(fields | {"evaluate": asked}))
+    folds = replace(config.prepare, source="tables", folds=Folds(2))
+    cross_validate.main(folder, replace(config, prepare=folds))
+
+    assert [set(p.test) for p in seen] == [set(p.validation) for p in seen[::-1]]
+    assert {q for parts in seen for q in parts.test} == set(whole)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["served"]["queries"] == len(whole)
+    sizes = [part["queries"] for part in summary["served"]["fitted"]]
+    assert sizes == [len(parts.test) for parts in seen]
+    assert "reward" not in summary["served"]["metrics"]  # M1 has seen these queries
+    assert "online" in summary  # the rest of the page stays
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "That was fitted 2 times" in page
+
+
+def test_folds_need_a_reader_that_has_not_seen_them(tmp_path):
+    config = cross_validate.CONFIGS["esci-small"]
+    with pytest.raises(ValueError, match=r"--prepare\.folds\.count 5"):
+        cross_validate.main(tmp_path, config)
+    dealt = replace(config, prepare=replace(config.prepare, folds=Folds(5)))
+    with pytest.raises(ValueError, match=r"--evaluate\.encoder"):
+        cross_validate.main(tmp_path, dealt)
+
+
+def test_several_shops_make_one_table(run, tmp_path, monkeypatch):
+    folder, configs = tmp_path / "run", []
+    shutil.copytree(run, folder)
+
+    def copied(folder, config):
+        configs.append(config)
+        if not folder.exists():
+            shutil.copytree(run, folder)
+
+    monkeypatch.setattr(pipeline, "main", copied)
+    fields = {f.name: getattr(CONFIG, f.name) for f in dataclasses.fields(Run)}
+    asked = replace(CONFIG.evaluate, rewrites=2)
+    config = cross_validate.Config(**(fields | {"evaluate": asked}), seeds=2)
+    cross_validate.main(folder, config)
+    assert [c.prepare.seed for c in configs] == [0, 1]
+    assert [c.online.seed for c in configs] == [0, 1]
+    assert (folder / "seed-1" / "data").exists()
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    once, twice = (
+        json.loads((run / "summary.json").read_text(encoding="utf-8"))["served"],
+        summary["served"],
+    )
+    assert twice["queries"] == 2 * once["queries"]
+    assert len(twice["fitted"]) == 2
 
 
 def test_a_given_tokenizer_is_taken_without_its_model(run, tmp_path):

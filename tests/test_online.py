@@ -325,7 +325,10 @@ def test_advantages_are_differences_to_the_sources_other_candidates():
     np.testing.assert_allclose(batch.advantages, expected, atol=1e-6)
     assert batch.advantages.dtype == np.float32
     assert batch.pairs is drawn.pairs
-    assert report == pytest.approx({"advantage_std": np.std(expected)})
+    assert report == pytest.approx(
+        {"advantage_std": np.std(expected), "tied": 0.0}
+        | {"chosen_score": (0.9 + 0.8) / 2, "rejected_score": (0.3 + 0.2) / 2}
+    )
     batch, _ = finish.advantages(drawn, reward)  # GRPO's: over the deviation
     deviation = np.sqrt(0.18 / 3)
     expected = [0.3 / deviation, -0.3 / deviation, 0.0, -1.0, 0.0, 1.0]

@@ -41,17 +41,11 @@ def prefer(
         ValueError: fewer than two candidates per source.
     """
     pairs, sources = candidates.pairs, len(candidates.pairs.source)
-    total = np.where(reward.valid, reward.total, np.nan).reshape(sources, -1)
-    valid = reward.valid.reshape(sources, -1)
-    count = valid.shape[1]
-    if count < 2:
+    if (count := len(pairs.target) // sources) < 2:
         raise ValueError(f"candidates={count} per source: a preference needs two")
-    best = np.argmax(np.where(valid, total, -np.inf), axis=1)
-    worst = np.argmin(np.where(valid, total, np.inf), axis=1)
-    rows = np.arange(sources)
-    scored = valid.sum(axis=1) >= 2
-    counted = scored & (total[rows, best] > total[rows, worst])
-    chosen, rejected = rows * count + best, rows * count + worst
+    best, worst, counted, report = _extremes(reward, sources)
+    rows = count * np.arange(sources)
+    chosen, rejected = rows + best, rows + worst
     batch = Preferences(
         pairs.source,
         pairs.source_mask,
@@ -61,11 +55,30 @@ def prefer(
         pairs.target_mask[rejected],
         counted.astype(np.float32),
     )
-    return batch, {
-        "chosen_score": mean_where(total[rows, best], counted),
-        "rejected_score": mean_where(total[rows, worst], counted),
-        "tied": float(np.mean(scored & ~counted)),
+    return batch, report
+
+
+def _extremes(
+    reward: Reward, sources: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, float]]:
+    """The best and the worst candidate of each source, and whether they differ [B].
+
+    With the mean scores of both where they differ, and the share of sources that are
+    `tied`; a source with fewer than two valid candidates is neither.
+    """
+    total = np.where(reward.valid, reward.total, np.nan).reshape(sources, -1)
+    valid = reward.valid.reshape(sources, -1)
+    best = np.argmax(np.where(valid, total, -np.inf), axis=1)
+    worst = np.argmin(np.where(valid, total, np.inf), axis=1)
+    rows = np.arange(sources)
+    scored = valid.sum(axis=1) >= 2
+    differ = scored & (total[rows, best] > total[rows, worst])
+    report = {
+        "chosen_score": mean_where(total[rows, best], differ),
+        "rejected_score": mean_where(total[rows, worst], differ),
+        "tied": float(np.mean(scored & ~differ)),
     }
+    return best, worst, differ, report
 
 
 def advantages(
@@ -88,7 +101,8 @@ def advantages(
         kl_coef: weight of the KL to the reference.
 
     Returns:
-        The batch, and `advantage_std`, the deviation over rows.
+        The batch, and `advantage_std`, the deviation over rows; `chosen_score`,
+        `rejected_score` and `tied` as in `prefer`, of each source's best and worst.
 
     Raises:
         ValueError: a KL penalty, and no log-probabilities of a reference.
@@ -104,7 +118,9 @@ def advantages(
         valid=jnp.asarray(reward.valid.reshape(by_source)),
     )
     flat = np.asarray(values, np.float32).reshape(-1)
-    return PolicyBatch(candidates.pairs, flat), {"advantage_std": float(flat.std())}
+    *_, report = _extremes(reward, len(candidates.pairs.source))
+    report["advantage_std"] = float(flat.std())
+    return PolicyBatch(candidates.pairs, flat), report
 
 
 class PPO:
