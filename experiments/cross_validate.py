@@ -8,10 +8,10 @@
 
 Runs the whole job first, or what is left of it. Of real data, every fold of the fully
 judged queries is then served as the other folds have taught: no training pair has one
-of these queries, the model that writes is that of the stage before online training, and
-a sentence encoder stands for M1, which has seen them. A synthetic shop is one of
-several seeds, each a run of its own in `runs/NAME/seed-N`. The table takes the place of
-the run's first table, in `summary.json` and in the report.
+of these queries, the model that writes is that of the stage before online training (its
+reward knew some), and a sentence encoder stands for M1, which has seen them. A
+synthetic shop is one of several seeds, each a run of its own in `runs/NAME/seed-N`. The
+table takes the place of the run's first table, in `summary.json` and in the report.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from rich.console import Console
 
 from experiments import evaluate, pipeline, report, runs
 from experiments.cli import launch
-from experiments.config import Distill, OnlineDPO, Run
+from experiments.config import OnlineDPO, Run
 from experiments.prepare import Prepared
 from experiments.presets import PRESETS
 from experiments.search import HeldOut, Search, Writer
@@ -37,6 +37,9 @@ class Config(Run):
 
     seeds: int = 3
     """Of a synthetic shop: the run's own, and those after it."""
+    writer: str | None = None
+    """Stage whose model writes the rewrites; None: that of online training, and for
+    folds the stage it starts from."""
 
 
 def main(run: Path, config: Config) -> None:
@@ -46,7 +49,7 @@ def main(run: Path, config: Config) -> None:
     if not shop:
         _check(base)
     _finish(run, base)
-    found = Found.concatenate([*(_seeds if shop else _folds)(run, base, config.seeds)])
+    found = Found.concatenate([*(_seeds if shop else _folds)(run, base, config)])
     summary = runs.read_json(run / "summary.json") | {"served": found.table()}
     runs.write_json(run / "summary.json", summary)
     evaluate.show_served(Console(), summary["served"])
@@ -74,12 +77,11 @@ def _finish(run: Path, config: Run) -> None:
     pipeline.main(run, pipeline.Config(**vars(config)))
 
 
-def _folds(run: Path, config: Run, seeds: int) -> Iterator[Found]:
-    """Each fold, served as the validation queries of all others have taught."""
-    del seeds
-    data, asked = Prepared(run), config.evaluate
-    lm = evaluate.load_stage(run / config.online.start, Distill)
-    system = runs.read(run / config.online.name, OnlineDPO).system
+def _folds(run: Path, config: Run, how: Config) -> Iterator[Found]:
+    """Each fold, served as the queries of all others have taught."""
+    data, asked, online = Prepared(run), config.evaluate, config.online
+    lm = evaluate.load_named(run, how.writer or online.start, online.name)
+    system = runs.read(run / online.name, OnlineDPO).system
     search = Search(run, data, system, asked.encoder, rewards=False)
     write = Writer(lm, asked.rewrites, data.lengths)
     folds = config.prepare.folds.count
@@ -92,15 +94,15 @@ def _folds(run: Path, config: Run, seeds: int) -> Iterator[Found]:
         yield served(search, asked.harm, write, HeldOut(others, test))
 
 
-def _seeds(run: Path, config: Run, seeds: int) -> Iterator[Found]:
+def _seeds(run: Path, config: Run, how: Config) -> Iterator[Found]:
     """Each seed's shop, a run of its own but for the first."""
-    for n in range(seeds):
+    for n in range(how.seeds):
         one, settings = (run / f"seed-{n}" if n else run), _seeded(config, n)
         if n:
             _finish(one, settings)
-        data, online = Prepared(one), one / config.online.name
-        system = runs.read(online, OnlineDPO).system
-        lm = evaluate.load_stage(online, OnlineDPO)
+        data, online = Prepared(one), config.online.name
+        system = runs.read(one / online, OnlineDPO).system
+        lm = evaluate.load_named(one, how.writer or online, online)
         write = Writer(lm, config.evaluate.rewrites, data.lengths)
         search = Search(one, data, system, config.evaluate.encoder)
         if found := held_out(search, config.evaluate, write):

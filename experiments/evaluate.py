@@ -116,6 +116,13 @@ def load_stage(folder: Path, kind: type, fsdp: int | None = None) -> LM:
     return training.load_frozen(folder / "model", compute)
 
 
+def load_named(run: Path, stage: str, online: str) -> LM:
+    """The model of a finished stage by its folder's name; `online` is online DPO's."""
+    kinds = dict(STAGES.values()) | {online: OnlineDPO}
+    folder = runs.require(run / stage, "python -m experiments.pipeline PRESET")
+    return load_stage(folder, kinds.get(stage, Distill))
+
+
 def offline(run: Path, config: Evaluate, data: Prepared) -> dict[str, Any]:
     """Table 2: every finished stage on the test pairs, the copy baseline first."""
     rows = training.sample_pairs(data.pairs["test"], config.pairs, config.seed)
@@ -159,11 +166,8 @@ def online(run: Path, config: Evaluate, data: Prepared) -> dict[str, Any]:
     queries = training.sample(data.searchable["test"], config.queries, config.seed)
     lengths = data.lengths
     sampling = Sampling(lengths.source, lengths.target)
-    kinds = dict(STAGES.values()) | {config.online: OnlineDPO}
     texts = {
-        stage: write(
-            load_stage(run / stage, kinds.get(stage, Distill)), queries, sampling
-        )
+        stage: write(load_named(run, stage, config.online), queries, sampling)
         for stage in (settings.start, config.online)
     }
     systems = {
