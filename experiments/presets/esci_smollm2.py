@@ -60,14 +60,14 @@ RUN = Run(
         validation_pairs=128,
     ),
     Distill(
-        OptimizerConfig(100, 32, 1e-4, evaluate_every=50, checkpoint_every=25),
+        OptimizerConfig(100, 16, 1e-4, evaluate_every=50, checkpoint_every=50),
         rollouts=64,
         validation_pairs=64,
         corpus_weight=0.1,
     ),
     OnlineDPO(
         OptimizerConfig(
-            100, 8, 1e-5, "constant", evaluate_every=50, checkpoint_every=25
+            100, 8, 1e-5, "constant", evaluate_every=50, checkpoint_every=50
         ),
         beta=0.3,
         candidates=2,
