@@ -48,7 +48,9 @@ def main(run: Path, config: Config) -> None:
     shop = base.prepare.source == "shop"
     if not shop:
         _check(base)
-    _finish(run, base)
+    _train(run, base)
+    if not (run / "summary.json").exists():
+        evaluate.main(run, base.evaluate)
     found = Found.concatenate([*(_seeds if shop else _folds)(run, base, config)])
     summary = runs.read_json(run / "summary.json") | {"served": found.table()}
     runs.write_json(run / "summary.json", summary)
@@ -73,8 +75,8 @@ def _check(config: Run) -> None:
         )
 
 
-def _finish(run: Path, config: Run) -> None:
-    pipeline.main(run, pipeline.Config(**vars(config)))
+def _train(run: Path, config: Run) -> None:
+    pipeline.train(run, pipeline.Config(**vars(config)))
 
 
 def _folds(run: Path, config: Run, how: Config) -> Iterator[Found]:
@@ -99,7 +101,7 @@ def _seeds(run: Path, config: Run, how: Config) -> Iterator[Found]:
     for n in range(how.seeds):
         one, settings = (run / f"seed-{n}" if n else run), _seeded(config, n)
         if n:
-            _finish(one, settings)
+            _train(one, settings)
         data, online = Prepared(one), config.online.name
         system = runs.read(one / online, OnlineDPO).system
         lm = evaluate.load_named(one, how.writer or online, online)

@@ -55,7 +55,14 @@ class Config(Run):
 
 
 def main(run: Path, config: Config) -> None:
-    """Runs every stage in turn."""
+    """Runs every stage in turn, and shows what came of it."""
+    run = train(run, config)
+    evaluate.main(run, config.evaluate)
+    report.main(run, report.Config())
+
+
+def train(run: Path, config: Config) -> Path:
+    """Runs every stage but the last two; returns the run's folder."""
     teacher, student = config.pretrain_teacher, config.pretrain_student
     if config.model:
         if not (teacher and student):
@@ -85,8 +92,7 @@ def main(run: Path, config: Config) -> None:
     if config.visits:
         visits.main(run, config.visits)
     online_dpo.main(run, config.online)
-    evaluate.main(run, config.evaluate)
-    report.main(run, report.Config())
+    return run
 
 
 def _check_tokenizers(config: Config) -> None:

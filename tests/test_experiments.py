@@ -382,7 +382,7 @@ def test_every_fold_is_served_as_the_others_taught(run, tmp_path, monkeypatch):
         return serving.served(search, harm, write, parts)
 
     monkeypatch.setattr(cross_validate, "served", noted)
-    monkeypatch.setattr(pipeline, "main", lambda folder, config: None)
+    monkeypatch.setattr(pipeline, "train", lambda folder, config: folder)
     fields = {f.name: getattr(CONFIG, f.name) for f in dataclasses.fields(Run)}
     asked = replace(CONFIG.evaluate, rewrites=2, encoder=folder / "relevance" / "model")
     config = cross_validate.Config(**(fields | {"evaluate": asked}))
@@ -419,7 +419,7 @@ def test_several_shops_make_one_table(run, tmp_path, monkeypatch):
         if not folder.exists():
             shutil.copytree(run, folder)
 
-    monkeypatch.setattr(pipeline, "main", copied)
+    monkeypatch.setattr(pipeline, "train", copied)
     fields = {f.name: getattr(CONFIG, f.name) for f in dataclasses.fields(Run)}
     asked = replace(CONFIG.evaluate, rewrites=2)
     config = cross_validate.Config(**(fields | {"evaluate": asked}), seeds=2)
