@@ -25,7 +25,7 @@ from jaxqr.evaluation.served import (
     table,
 )
 from jaxqr.records import Hits, Product
-from jaxqr.report.definitions import CEILING, FEEDBACK, QUERY, SERVED
+from jaxqr.report.definitions import ALONE, CEILING, FEEDBACK, QUERY, SERVED
 from jaxqr.retrieval.selection import TermSelection
 from jaxqr.retrieval.serving import (
     Backfill,
@@ -47,8 +47,6 @@ CHOSEN = (2.0, 1.0, 4.0)
 first of each is shown in the table."""
 FOLDS = 5
 """Of validation queries: lists to fit a gate on come from models that saw others."""
-ALONE = "words chosen from first products alone"
-"""What the choice of words gains without rewrites."""
 SHOWN = 10
 """Most queries that are shown as better, and as worse."""
 

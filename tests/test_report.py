@@ -14,7 +14,7 @@ import pytest
 
 from jaxqr import report
 from jaxqr.report import drawing, figures, page, schema, tables
-from jaxqr.report.definitions import FEEDBACK, QUERY, SERVED
+from jaxqr.report.definitions import ALONE, FEEDBACK, QUERY, SERVED
 from jaxqr.report.verdict import verdict
 
 COPY, BEFORE, AFTER = "copy the query", "before (distill)", "after online DPO"
@@ -571,6 +571,32 @@ def test_the_first_paragraph_gives_the_numbers_of_what_is_served():
         "37.0\xa0% of the queries are better served, 4.0\xa0% worse."
     )
     assert online.startswith("Rewriting")
+
+
+@pytest.mark.parametrize(
+    ("low", "opening"),
+    [(0.01, "Rewrites help search"), (-0.01, "Search is helped, but not clearly by")],
+)
+def test_rewrites_have_to_do_more_than_first_products(low, opening):
+    summary = make_summary()
+    served = summary["served"]
+    for rows in (served["rows"], served["segments"][0]["rows"]):
+        rows.append(rows[2] | {"system": ALONE})
+    known = [x for x in served["differences"] if x["than"] == QUERY]
+    served["differences"] += [
+        x | {"system": ALONE} for x in known if x["system"] == SERVED
+    ] + [
+        {"metric": metric, "system": SERVED, "than": ALONE}
+        | {"difference": low + 0.02, "low": low, "high": low + 0.04}
+        for metric in served["metrics"]
+    ]
+    assert schema.problems(summary) == []
+    told = verdict(summary)
+    assert told.headline.startswith(opening)
+    assert (
+        "Without rewrites, words of the first products alone hold 0.467 (diff"
+        in (told.paragraphs[0])
+    )
 
 
 def test_what_is_served_is_told_row_by_row(html):

@@ -13,6 +13,9 @@ QUERY = "the query as typed"
 FEEDBACK = "RM3, untrained"
 """The baseline that learns nothing, and reads the query's first products."""
 
+ALONE = "words chosen from first products alone"
+"""What a choice of words gains that knows no rewrites."""
+
 SERVED = "served"
 """What the gate lets shoppers see: the query's own list, or one with its rewrites."""
 

@@ -64,7 +64,7 @@ SUMMARY = {
             }
         ],
         # system - than: every metric of every system minus the query's, and of
-        # "served" minus RM3's
+        # "served" minus RM3's, and minus `definitions.ALONE`'s where there is one
         "differences": [_DIFFERENCE | {"system": str}],
         "segments": [  # kinds of queries: recall@50, and its difference to the query's
             {

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxqr.report.definitions import (
+    ALONE,
     COPY,
     FEEDBACK,
     ONLINE,
@@ -55,13 +56,13 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
 def _served(served: Mapping[str, Any]) -> tuple[str, str]:
     """The first sentence of all, and what it rests on."""
     rows = {row["system"]: row for row in served["rows"]}
-    to_query, to_rm3 = (
+    to_query, to_rm3, to_alone = (
         {
             item["metric"]: item
             for item in served["differences"]
             if (item["system"], item["than"]) == (SERVED, than)
         }
-        for than in (QUERY, FEEDBACK)
+        for than in (QUERY, FEEDBACK, ALONE)
     )
     main = "recall@50"
     sign, ndcg = clear(to_query[main]), clear(to_query["ndcg@10"])
@@ -72,6 +73,11 @@ def _served(served: Mapping[str, Any]) -> tuple[str, str]:
             "Mixed evidence: served with rewrites, queries find more of what is "
             "relevant, but the first ten products are worse."
         )
+    elif sign == 1 and to_alone and clear(to_alone[main]) < 1:
+        headline = (
+            "Search is helped, but not clearly by rewrites: words of the query's first "
+            "products alone do as much."
+        )
     elif sign == 1:
         headline = "Rewrites help search: more of what is relevant is found."
     else:
@@ -80,13 +86,20 @@ def _served(served: Mapping[str, Any]) -> tuple[str, str]:
             -1: "Rewrites harm search: less of what is relevant is found.",
         }[sign]
     rival = {1: "better than", 0: "not clearly different from", -1: "worse than"}
+    without = ""
+    if to_alone:
+        without = (
+            f" Without rewrites, words of the first products alone hold "
+            f"{number(value(rows[ALONE], main))}{_spread(to_alone, main)}."
+        )
     answer = (
         f"Of all relevant products of {served['queries']:,} held-out queries, the "
         f"first 50 served hold {number(value(rows[SERVED], main))}, against "
         f"{number(value(rows[QUERY], main))} for the query as typed"
         f"{_spread(to_query, main)}. That is {rival[clear(to_rm3[main])]} expanding "
         "the query by RM3 without any training, "
-        f"{number(value(rows[FEEDBACK], main))}{_spread(to_rm3, main)}. nDCG@10 is "
+        f"{number(value(rows[FEEDBACK], main))}{_spread(to_rm3, main)}."
+        f"{without} nDCG@10 is "
         f"{number(value(rows[SERVED], 'ndcg@10'))}, against "
         f"{number(value(rows[QUERY], 'ndcg@10'))}{_spread(to_query, 'ndcg@10')}. "
         f"{percent(value(rows[SERVED], 'win'))} of the queries are better served, "
