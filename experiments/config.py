@@ -255,10 +255,10 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class Folds:
-    """Cross-validation over the fully judged queries (`experiments.folds`).
+    """Cross-validation over the fully judged queries (`experiments.cross_validate`).
 
-    None of them makes pairs; one fold is tested, one is for validation, and the others
-    are for M1 to learn from.
+    No language model is trained on them before the online stage. One fold is tested,
+    one is for validation, and the others are for M1 to learn from.
     """
 
     count: int = 0

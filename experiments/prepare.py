@@ -63,7 +63,10 @@ class Prepared(sources.Stored):
     @cached_property
     def corpus(self) -> list[str]:
         """Plain text of the shop: its titles, and the queries to train on."""
-        return corpus(self.products, self.split)
+        whole = self.fully_judged if self.settings.folds.count else None
+        held_out = {q2q.folded(query) for query in whole or ()}
+        taught = {q: s for q, s in self.split.items() if q2q.folded(q) not in held_out}
+        return corpus(self.products, taught)
 
     @cached_property
     def truth(self) -> shop.Truth | None:
@@ -112,7 +115,8 @@ def main(run: Path, config: Prepare) -> None:
         split = _split(collection, by_split, config.seed) | held_out
         collection = collection._replace(split=split)
         searchable = _searchable(collection)
-        by_split["train"] += _weak_pairs(collection, searchable["train"], config)
+        taught = [q for q in searchable["train"] if q not in held_out]
+        by_split["train"] += _weak_pairs(collection, taught, config)
         tables.save(folder, collection)
         runs.write_json(folder / "pairs.json", by_split)
         runs.write_json(folder / "searchable.json", searchable)
@@ -122,7 +126,8 @@ def main(run: Path, config: Prepare) -> None:
         if config.tokenizer:
             tokenizer = Tokenizer.load(config.tokenizer)
         else:
-            texts = corpus(collection.products, split)
+            taught = {q: s for q, s in split.items() if q not in held_out}
+            texts = corpus(collection.products, taught)
             tokenizer = train_tokenizer(texts, config.vocab_size)
         tokenizer.save(folder / "tokenizer")
         counts = {

@@ -312,13 +312,15 @@ def test_folds_of_fully_judged_queries(tmp_path):
     for fold in range(5):
         config = Prepare(source="tables", folder=folder, vocab_size=300)
         folds = Folds(5, test=fold, validation=(fold + 1) % 5)
-        prepare.main(tmp_path / str(fold), replace(config, folds=folds))
+        prepare.main(tmp_path / str(fold), replace(config, folds=folds, titles=2))
         data = prepare.Prepared(tmp_path / str(fold))
         whole = data.fully_judged
         assert whole is not None
         paired = {q for rows in data.pairs.values() for pair in rows for q in pair}
         assert paired
+        assert any(target.startswith("title") for _, target in data.pairs["train"])
         assert not paired & {*whole, "Sofa  3"}  # in no form
+        assert not {*data.corpus} & {*whole, "Sofa  3"}
         assert data.split["Sofa  3"] == data.split["sofa 3"]
         by_split = Counter(data.split[query] for query in whole)
         assert by_split == {"train": 6, "test": 2, "validation": 2}
