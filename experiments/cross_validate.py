@@ -23,7 +23,7 @@ from rich.console import Console
 
 from experiments import evaluate, pipeline, report, runs
 from experiments.cli import launch
-from experiments.config import OnlineDPO, Run
+from experiments.config import Run
 from experiments.prepare import Prepared
 from experiments.presets import PRESETS
 from experiments.search import HeldOut, Search, Writer
@@ -83,8 +83,7 @@ def _folds(run: Path, config: Run, how: Config) -> Iterator[Found]:
     """Each fold, served as the queries of all others have taught."""
     data, asked, online = Prepared(run), config.evaluate, config.online
     lm = evaluate.load_named(run, how.writer or online.start, online.name)
-    system = runs.read(run / online.name, OnlineDPO).system
-    search = Search(run, data, system, asked.encoder, rewards=False)
+    search = Search(run, data, online.system, asked.encoder, rewards=False)
     write = Writer(lm, asked.rewrites, data.lengths)
     folds = config.prepare.folds.count
     whole = sorted(data.fully_judged or ())
@@ -102,11 +101,10 @@ def _seeds(run: Path, config: Run, how: Config) -> Iterator[Found]:
         one, settings = (run / f"seed-{n}" if n else run), _seeded(config, n)
         if n:
             _train(one, settings)
-        data, online = Prepared(one), config.online.name
-        system = runs.read(one / online, OnlineDPO).system
-        lm = evaluate.load_named(one, how.writer or online, online)
+        data, online = Prepared(one), config.online
+        lm = evaluate.load_named(one, how.writer or online.name, online.name)
         write = Writer(lm, config.evaluate.rewrites, data.lengths)
-        search = Search(one, data, system, config.evaluate.encoder)
+        search = Search(one, data, online.system, config.evaluate.encoder)
         if found := held_out(search, config.evaluate, write):
             yield found
 

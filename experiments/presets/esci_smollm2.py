@@ -4,8 +4,8 @@
         --prepare.tokenizer PATH/TO/SmolLM2 --sft-teacher.init PATH/TO/SmolLM2 \
         --sft-student.init PATH/TO/SmolLM2 --relevance.init PATH/TO/all-MiniLM-L6-v2
 
-Two CPU cores, about 90 minutes. Fully judged queries make no pairs, so that
-`experiments.cross_validate` can measure all of them.
+Two CPU cores, 90 minutes by an estimate. Fully judged queries make no pairs, so
+that `experiments.cross_validate` can measure all of them.
 """
 
 from pathlib import Path
