@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from experiments.config import Lengths, ServiceConfig, SystemConfig
 from experiments.known import judgements, known
@@ -36,6 +36,15 @@ class Written(NamedTuple):
     def instead(self, rewrites: list[list[str]]) -> "Written":
         """Other rewrites of the same queries."""
         return self._replace(rewrites=rewrites)
+
+    def take(self, chosen: Bool[np.ndarray, " Q"]) -> "Written":
+        """Some of the rows."""
+        some = np.flatnonzero(chosen).tolist()
+        return Written(
+            [self.queries[i] for i in some],
+            [self.rewrites[i] for i in some],
+            self.confidence[chosen],
+        )
 
     def without(self) -> "Written":
         """No rewrites."""

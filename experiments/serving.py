@@ -6,6 +6,7 @@ is fitted sees judgements alone, and test queries choose nothing.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from typing import Any, NamedTuple
 
@@ -137,10 +138,10 @@ def served(search: Search, harm: float, write: Writer, queries: HeldOut) -> Foun
     systems[FEEDBACK] = search.lists(search.rm3(), test), 2.0
     if write.most:
         systems["the rewrite alone"] = search.lists(Rewrite(), test), 1.0
-        alone = _selections(search, validation.without())
-        if CHOSEN[0] in alone:
-            hits = search.lists(alone[CHOSEN[0]][0], test.without())
-            systems[ALONE] = hits, 2.0
+        with suppress(ValueError):  # too little to learn from
+            alone = _fit(_unfitted(search), search, validation.without())
+            alone = alone.weighing(CHOSEN[0])
+            systems[ALONE] = search.lists(alone, test.without()), 2.0
     for name in shown:
         systems[name] = search.lists(tried[name], test), float(tried[name].searches)
     cost = 1.0 + opened * (ways[best].serving.searches - 1)
@@ -219,22 +220,11 @@ def _selections(
 
     Nothing where there are too few rows or words to learn from.
     """
-    relevant = [search.judged.products(query) for query in rows.queries]
     fold = np.arange(len(rows.queries)) % FOLDS
-    empty = TermSelection(search.products, search.relevance, search.text)
-
-    def fit(chosen: np.ndarray) -> TermSelection:
-        some = np.flatnonzero(chosen).tolist()
-        return copy(empty).fit(
-            search.engine,
-            [rows.queries[i] for i in some],
-            [rows.rewrites[i] for i in some],
-            [relevant[i] for i in some],
-        )
-
+    start = _unfitted(search)
     try:
-        everything = fit(fold >= 0)
-        others = [fit(fold != n) for n in range(FOLDS)]
+        everything = _fit(start, search, rows)
+        others = [_fit(start, search, rows.take(fold != n)) for n in range(FOLDS)]
     except ValueError:
         return {}
     found = {}
@@ -245,6 +235,16 @@ def _selections(
             hits = choose(hits, unseen, fold == n)
         found[weight] = everything.weighing(weight), hits
     return found
+
+
+def _unfitted(search: Search) -> TermSelection:
+    return TermSelection(search.products, search.relevance, search.text)
+
+
+def _fit(start: TermSelection, search: Search, rows: Written) -> TermSelection:
+    """A copy that has learned from the rows' judgements; what it reads is shared."""
+    relevant = [search.judged.products(query) for query in rows.queries]
+    return copy(start).fit(search.engine, rows.queries, rows.rewrites, relevant)
 
 
 def _gated(
