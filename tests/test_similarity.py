@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxqr import models
 from jaxqr.records import Product
 from jaxqr.rewards.similarity import Encoder, Similarity
 
@@ -16,11 +15,7 @@ TEXTS = ["red running shoes", "blue", "", "a very long query about shoes and muc
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A BERT of this package, as transformers would save it."""
-    folder = tmp_path_factory.mktemp("bert")
-    tiny.tokenizer().save(folder)
-    models.save_pretrained(folder, tiny.BERT, tiny.params(model=tiny.BERT))
-    return folder
+    return tiny.bert_folder(tmp_path_factory.mktemp("bert"))
 
 
 def test_a_texts_vector_is_the_scaled_mean_of_its_tokens(folder):
@@ -57,8 +52,7 @@ def test_similarity_by_hand(folder):
 
 
 def test_only_the_mean_is_supported(tmp_path, folder):
-    tiny.tokenizer().save(tmp_path)
-    models.save_pretrained(tmp_path, tiny.BERT, tiny.params(model=tiny.BERT))
+    tiny.bert_folder(tmp_path)
     (tmp_path / "1_Pooling").mkdir()
     config = tmp_path / "1_Pooling" / "config.json"
     modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxqr import metrics, models
+from jaxqr import metrics
 from jaxqr.evaluation import synthetic
 from jaxqr.lm import LM
 from jaxqr.rewards.similarity import MAX_TOKENS, Encoder
@@ -15,11 +15,7 @@ TEXTS = ["red running shoes", "blue", "a very long query about shoes and much mo
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A BERT of this package, as transformers would save it."""
-    folder = tmp_path_factory.mktemp("bert")
-    tiny.tokenizer().save(folder)
-    models.save_pretrained(folder, tiny.BERT, tiny.params(model=tiny.BERT))
-    return folder
+    return tiny.bert_folder(tmp_path_factory.mktemp("bert"))
 
 
 def test_single_texts_are_tokenized_as_the_folder_says():

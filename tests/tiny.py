@@ -194,3 +194,10 @@ def sft_batches(seed: int = 0, batch_size: int = 8) -> Any:
 def copy_of(tree: Any) -> Any:
     """The same numbers in buffers of their own, to be donated."""
     return jax.tree.map(partial(jax.numpy.array, copy=True), tree)
+
+
+def bert_folder(folder: Any) -> Any:
+    """The folder, with `BERT` and the tokenizer as transformers would save them."""
+    tokenizer().save(folder)
+    models.save_pretrained(folder, BERT, params(model=BERT))
+    return folder
